@@ -1,0 +1,237 @@
+//! The cluster as the scheduler sees it: inventories, claims and assumed claims. Fed by watches, read by planning.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use crate::{
+    Card, Claim, Config, Demand, GpuNodeStatus, InstanceState, Plan, Policy, Refusal, plan,
+};
+
+/// UID of a pod.
+pub type PodUid = String;
+
+/// All nodes and all claims.
+///
+/// Everything in it is on the API server too (`GpuNode` status, pod annotations), except assumed
+/// claims, which live from the decision to bind until the pod's watch event.
+#[derive(Clone, Debug, Default)]
+pub struct Cluster {
+    nodes: BTreeMap<String, GpuNodeStatus>,
+    pods: HashMap<PodUid, Holder>,
+    by_node: HashMap<String, BTreeSet<PodUid>>,
+}
+
+/// A pod that holds a claim.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Holder {
+    node: String,
+    claim: Claim,
+    /// Until when an assumed claim is believed without having been seen, milliseconds; `None`: seen.
+    deadline: Option<u64>,
+}
+
+/// A node that can take a demand.
+#[derive(Clone, Debug)]
+pub struct Choice {
+    /// The node.
+    pub node: String,
+    /// How it would.
+    pub plan: Plan,
+}
+
+impl Cluster {
+    /// Takes over what a node's agent published.
+    pub fn apply_node(&mut self, name: &str, status: GpuNodeStatus) {
+        self.nodes.insert(name.to_owned(), status);
+    }
+
+    /// Forgets a node whose `GpuNode` is gone; the claims of its pods stay.
+    pub fn remove_node(&mut self, name: &str) {
+        self.nodes.remove(name);
+    }
+
+    /// The node as published.
+    pub fn node(&self, name: &str) -> Option<&GpuNodeStatus> {
+        self.nodes.get(name)
+    }
+
+    /// All nodes, by name.
+    pub fn nodes(&self) -> impl Iterator<Item = (&str, &GpuNodeStatus)> {
+        self.nodes
+            .iter()
+            .map(|(name, status)| (name.as_str(), status))
+    }
+
+    /// Takes over a bound pod's claim as seen on the API server.
+    pub fn apply_pod(&mut self, uid: &str, node: &str, claim: Claim) {
+        self.put(uid, node, claim, None);
+    }
+
+    /// Forgets a pod that is gone or has ended for good.
+    pub fn remove_pod(&mut self, uid: &str) {
+        if let Some(holder) = self.pods.remove(uid)
+            && let Some(uids) = self.by_node.get_mut(&holder.node)
+        {
+            uids.remove(uid);
+            if uids.is_empty() {
+                self.by_node.remove(&holder.node);
+            }
+        }
+    }
+
+    /// Keeps only these pods, as after a fresh list; assumed claims stay.
+    pub fn retain_pods(&mut self, seen: &BTreeSet<PodUid>) {
+        let gone: Vec<_> = self
+            .pods
+            .iter()
+            .filter(|(uid, holder)| holder.deadline.is_none() && !seen.contains(*uid))
+            .map(|(uid, _)| uid.clone())
+            .collect();
+        for uid in gone {
+            self.remove_pod(&uid);
+        }
+    }
+
+    /// Keeps only these nodes, as after a fresh list.
+    pub fn retain_nodes(&mut self, seen: &BTreeSet<String>) {
+        self.nodes.retain(|name, _| seen.contains(name));
+    }
+
+    /// Holds a claim that is about to be bound, until it is seen, forgotten, or `deadline` (milliseconds) passes.
+    pub fn assume(&mut self, uid: &str, node: &str, claim: Claim, deadline: u64) {
+        self.put(uid, node, claim, Some(deadline));
+    }
+
+    /// Drops an assumed claim whose binding failed; one that was seen stays.
+    pub fn forget(&mut self, uid: &str) {
+        if self
+            .pods
+            .get(uid)
+            .is_some_and(|holder| holder.deadline.is_some())
+        {
+            self.remove_pod(uid);
+        }
+    }
+
+    /// Drops assumed claims that were never seen.
+    pub fn expire(&mut self, now: u64) {
+        let late: Vec<_> = self
+            .pods
+            .iter()
+            .filter(|(_, holder)| holder.deadline.is_some_and(|deadline| deadline <= now))
+            .map(|(uid, _)| uid.clone())
+            .collect();
+        for uid in late {
+            self.remove_pod(&uid);
+        }
+    }
+
+    /// The claim of a pod, and its node.
+    pub fn claim(&self, uid: &str) -> Option<(&str, &Claim)> {
+        self.pods
+            .get(uid)
+            .map(|holder| (holder.node.as_str(), &holder.claim))
+    }
+
+    /// How many pods hold a claim.
+    pub fn claims(&self) -> usize {
+        self.pods.len()
+    }
+
+    fn put(&mut self, uid: &str, node: &str, claim: Claim, deadline: Option<u64>) {
+        self.remove_pod(uid);
+        self.by_node
+            .entry(node.to_owned())
+            .or_default()
+            .insert(uid.to_owned());
+        self.pods.insert(
+            uid.to_owned(),
+            Holder {
+                node: node.to_owned(),
+                claim,
+                deadline,
+            },
+        );
+    }
+
+    /// The cards of a node with all that is held of them; empty for an unknown node.
+    ///
+    /// A slot is free only when no claim holds it *and* no instance in use, foreign or quarantined
+    /// stands on it: a deleted pod's instance holds its slices until the agent says that it is idle.
+    pub fn cards(&self, node: &str) -> Vec<Card<'_>> {
+        let Some(status) = self.nodes.get(node) else {
+            return vec![];
+        };
+        let holders = || {
+            self.by_node
+                .get(node)
+                .into_iter()
+                .flatten()
+                .filter_map(|uid| self.pods.get(uid))
+        };
+        status
+            .gpus
+            .iter()
+            .filter_map(|gpu| {
+                let mut card = Card::new(gpu, status.model(&gpu.model)?);
+                for instance in &gpu.instances {
+                    if instance.state != InstanceState::Idle {
+                        card.hold(instance.slices());
+                    }
+                }
+                for holder in holders() {
+                    for slot in holder.claim.slots().filter(|slot| slot.gpu == gpu.uuid) {
+                        card.hold(slot.slices());
+                    }
+                    card.shares = card.shares.plus(holder.claim.share_use(&gpu.uuid));
+                }
+                Some(card)
+            })
+            .collect()
+    }
+
+    /// Plans a demand on a node.
+    ///
+    /// # Errors
+    /// The [`Refusal`] names the scarce thing.
+    pub fn plan(&self, node: &str, demand: &Demand, config: &Config) -> Result<Plan, Refusal> {
+        plan(&self.cards(node), demand, config)
+    }
+
+    /// Plans a demand on each of the nodes that can take it, the best first.
+    ///
+    /// Order: how well the mode suits, the pod's wish for binpack or spread, the loss of future
+    /// capacity, the webhook's hint, the name.
+    pub fn rank<'n>(
+        &self,
+        nodes: impl IntoIterator<Item = &'n str>,
+        demand: &Demand,
+        config: &Config,
+    ) -> Vec<Choice> {
+        let mut choices: Vec<Choice> = nodes
+            .into_iter()
+            .filter_map(|node| {
+                let plan = self.plan(node, demand, config).ok()?;
+                Some(Choice {
+                    node: node.to_owned(),
+                    plan,
+                })
+            })
+            .collect();
+        let wish = |plan: &Plan| match demand.node_policy {
+            Some(Policy::Binpack) => -plan.used,
+            Some(Policy::Spread) => plan.used,
+            None => 0.0,
+        };
+        let hinted = |choice: &Choice| demand.hint.as_deref() != Some(&choice.node);
+        choices.sort_by(|a, b| {
+            a.plan
+                .suitability
+                .cmp(&b.plan.suitability)
+                .then(wish(&a.plan).total_cmp(&wish(&b.plan)))
+                .then(a.plan.loss.total_cmp(&b.plan.loss))
+                .then(hinted(a).cmp(&hinted(b)))
+                .then(a.node.cmp(&b.node))
+        });
+        choices
+    }
+}

@@ -1,0 +1,112 @@
+//! The settings that the parts share, with the field names of `HAMi`'s device configuration.
+
+use serde::Deserialize;
+
+use crate::VgpuMode;
+
+/// The `nvidia` block of the configuration file; every field may be left out.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Config {
+    /// Resource that counts devices.
+    pub resource_count_name: String,
+    /// Resource that asks for MiB a device.
+    pub resource_memory_name: String,
+    /// Resource that asks for percent of the card's memory a device.
+    pub resource_memory_percentage_name: String,
+    /// Resource that asks for percent of the card's compute a device.
+    pub resource_core_name: String,
+    /// MiB a device gets when the pod says nothing; 0 is the whole card.
+    pub default_memory: u64,
+    /// Percent of compute a device gets when the pod says nothing.
+    pub default_cores: u32,
+    /// Devices a container gets that asks for memory or cores only.
+    #[serde(rename = "defaultGPUNum")]
+    pub default_gpu_num: u32,
+    /// Device ids a card has in kubelet, and software shares it takes at most.
+    pub device_split_count: u32,
+    /// Whether a request up to the size in a profile's name is served by it, although the card gives
+    /// a little less: 10240 MiB by `1g.10gb`, which has 9,728 on an A100.
+    pub nominal_memory: bool,
+    /// Settings of single nodes.
+    pub nodeconfig: Vec<NodeConfig>,
+}
+
+/// Settings of one node, as in `HAMi`'s `nodeconfig`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct NodeConfig {
+    /// The node's name, exactly.
+    pub name: String,
+    /// Mode of the node's cards where the node has no label `nvidia.com/vgpu-mode`.
+    pub operatingmode: Option<VgpuMode>,
+    /// Cards that are none of our business.
+    pub filterdevices: FilterDevices,
+}
+
+/// Cards to leave alone.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct FilterDevices {
+    /// By UUID.
+    pub uuid: Vec<String>,
+    /// By NVML index.
+    pub index: Vec<u32>,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            resource_count_name: "nvidia.com/gpu".to_owned(),
+            resource_memory_name: "nvidia.com/gpumem".to_owned(),
+            resource_memory_percentage_name: "nvidia.com/gpumem-percentage".to_owned(),
+            resource_core_name: "nvidia.com/gpucores".to_owned(),
+            default_memory: 0,
+            default_cores: 0,
+            default_gpu_num: 1,
+            device_split_count: 10,
+            nominal_memory: true,
+            nodeconfig: vec![],
+        }
+    }
+}
+
+impl Config {
+    /// The settings of a node.
+    pub fn node(&self, name: &str) -> NodeConfig {
+        self.nodeconfig
+            .iter()
+            .find(|node| node.name == name)
+            .cloned()
+            .unwrap_or_default()
+    }
+
+    /// The four resource names.
+    pub fn resource_names(&self) -> [&str; 4] {
+        [
+            &self.resource_count_name,
+            &self.resource_memory_name,
+            &self.resource_memory_percentage_name,
+            &self.resource_core_name,
+        ]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hami_field_names_are_read() {
+        let config: Config = serde_json::from_str(
+            r#"{"resourceCountName":"x/gpu","defaultGPUNum":2,"deviceSplitCount":4,
+                "nodeconfig":[{"name":"n","operatingmode":"mig","filterdevices":{"uuid":["GPU-1"],"index":[3]}}]}"#,
+        )
+        .unwrap();
+        assert_eq!(config.resource_names()[0], "x/gpu");
+        assert_eq!(config.default_gpu_num, 2);
+        assert_eq!(config.node("n").operatingmode, Some(VgpuMode::Mig));
+        assert_eq!(config.node("n").filterdevices.index, [3]);
+        assert_eq!(config.node("other"), NodeConfig::default());
+    }
+}

@@ -1,0 +1,32 @@
+//! The annotation, label and object names that users and the parts share.
+
+/// User's pod annotation and admin's node label: `mig` or `hami-core`.
+pub const VGPU_MODE: &str = "nvidia.com/vgpu-mode";
+/// Pod annotation: only cards whose model contains one of these (comma list, case ignored), as in `HAMi`.
+pub const USE_GPUTYPE: &str = "nvidia.com/use-gputype";
+/// Pod annotation: no card whose model contains one of these (comma list, case ignored), as in `HAMi`.
+pub const NOUSE_GPUTYPE: &str = "nvidia.com/nouse-gputype";
+/// Pod annotation: only these cards (comma list of UUIDs), as in `HAMi`.
+pub const USE_GPUUUID: &str = "nvidia.com/use-gpuuuid";
+/// Pod annotation: none of these cards (comma list of UUIDs), as in `HAMi`.
+pub const NOUSE_GPUUUID: &str = "nvidia.com/nouse-gpuuuid";
+/// Pod annotation: `binpack` or `spread` over nodes, as in `HAMi`.
+pub const NODE_POLICY: &str = "hami.io/node-scheduler-policy";
+/// Pod annotation: `binpack` or `spread` over the GPUs of a node, as in `HAMi`.
+pub const GPU_POLICY: &str = "hami.io/gpu-scheduler-policy";
+
+/// Prefix of the annotations that only Tessera writes.
+pub const OURS: &str = "tessera.dev/";
+/// Pod annotation: the node, as a hint of the webhook and then as the fact of the binding.
+pub const NODE: &str = "tessera.dev/node";
+/// Pod annotation: `user` or `tessera`, who chose the mode.
+pub const VGPU_MODE_BY: &str = "tessera.dev/vgpu-mode-by";
+/// Pod annotation: the [`Claim`](crate::Claim), written by the binding.
+pub const CLAIM: &str = "tessera.dev/claim";
+
+/// API group of our objects.
+pub const GROUP: &str = "tessera.dev";
+/// Label by which NVIDIA's MIG manager is told a layout; its presence means another manager may change instances.
+pub const MIG_CONFIG: &str = "nvidia.com/mig.config";
+/// Name under which kube-scheduler runs our profile.
+pub const SCHEDULER: &str = "tessera-scheduler";

@@ -1,0 +1,41 @@
+//! The model of Tessera, and the only contract between its daemons. No I/O, no clock, no async, no logging.
+//!
+//! ```text
+//! Pod ──► Demand ──► plan(cards of a node) ──► Claim (annotation) ──► instances on the card
+//!                          ▲                                               │
+//!                       Cluster ◄────────────── GpuNodeStatus ◄────────────┘
+//! ```
+//!
+//! Words: a *card* is a GPU; its memory is cut into *slices*; a *profile* is a size of GPU instance
+//! that NVML *offers* on the card at certain starts; a *slot* is card + profile + start, what should
+//! be; an *instance* is what is; a *claim* is what a bound pod holds.
+
+mod card;
+mod claim;
+mod cluster;
+mod config;
+mod demand;
+#[cfg(any(test, feature = "fixtures"))]
+pub mod fixtures;
+mod gpu;
+pub mod keys;
+mod mode;
+mod placement;
+mod refusal;
+mod slices;
+mod status;
+
+pub use card::Card;
+pub use claim::{Claim, ClaimError, ClaimedDevice, ContainerClaim, Share, ShareUse, Slot};
+pub use cluster::{Choice, Cluster, PodUid};
+pub use config::{Config, FilterDevices, NodeConfig};
+pub use demand::{
+    CardSelector, ContainerDemand, ContainerKind, ContainerRequest, Demand, DemandError, Memory,
+    PodRequest, Policy,
+};
+pub use gpu::{Gpu, Instance, InstanceState, Model, Offer};
+pub use mode::{UnknownMode, VgpuMode};
+pub use placement::{Plan, Suitability, plan};
+pub use refusal::Refusal;
+pub use slices::Slices;
+pub use status::{Condition, GpuNodeStatus};

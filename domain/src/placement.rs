@@ -1,0 +1,674 @@
+//! Plans a whole pod on one node: which card, which profile, which start, for every device of every container.
+
+use std::collections::BTreeMap;
+
+use crate::{
+    Card, Claim, ClaimedDevice, Config, ContainerClaim, ContainerDemand, ContainerKind, Demand,
+    Memory, Model, Offer, Policy, Refusal, Share, Slices, Slot, VgpuMode, card::Candidate,
+};
+
+/// How a node would serve a demand.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Plan {
+    /// The devices of each container.
+    pub claim: Claim,
+    /// The mode of all of them.
+    pub mode: VgpuMode,
+    /// How well the mode suits the request; lower is better.
+    pub suitability: Suitability,
+    /// Future capacity that the plan destroys, in cards.
+    pub loss: f64,
+    /// The part of the node's cards that is held already, 0 to 1.
+    pub used: f64,
+}
+
+/// How well a mode suits a request, best first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Suitability {
+    /// Isolated, and at least half of each instance is asked for.
+    CloseInstance,
+    /// Not isolated, but nothing wasted.
+    Share,
+    /// Isolated, with more than half of an instance unasked for.
+    LooseInstance,
+}
+
+/// Plans tried for one pod before giving up; a pod of a few devices needs a few dozen.
+const SEARCH_STEPS: u32 = 20_000;
+
+/// Plans the demand on a node with these cards.
+///
+/// Deterministic: the same cards in the same order give the same plan. Running instances are never
+/// moved; a larger memory size than the smallest sufficient one is never taken.
+///
+/// # Errors
+/// The [`Refusal`] names the scarce thing.
+pub fn plan(cards: &[Card<'_>], demand: &Demand, config: &Config) -> Result<Plan, Refusal> {
+    if cards.is_empty() {
+        return Err(Refusal::NoGpu);
+    }
+    let mut usable: Vec<&Card<'_>> = cards
+        .iter()
+        .filter(|card| demand.cards.accepts(&card.model.name, &card.gpu.uuid))
+        .collect();
+    if usable.is_empty() {
+        return Err(Refusal::Model);
+    }
+    usable.retain(|card| card.gpu.unhealthy.is_none());
+    if usable.is_empty() {
+        return Err(Refusal::Unhealthy);
+    }
+    let used = cards.iter().map(Card::used).sum::<f64>()
+        / f64::from(u32::try_from(cards.len()).unwrap_or(u32::MAX));
+    let in_mode = |mode: VgpuMode| -> Result<Plan, Refusal> {
+        let all: Vec<_> = usable.iter().filter(|card| card.gpu.mode == mode).collect();
+        if all.is_empty() {
+            return Err(Refusal::Mode(mode));
+        }
+        let staying: Vec<Card<'_>> = all
+            .iter()
+            .filter(|card| card.gpu.changing_to.is_none())
+            .map(|card| (**card).clone())
+            .collect();
+        if staying.is_empty() {
+            let to = all.iter().find_map(|card| card.gpu.changing_to);
+            return Err(Refusal::Changing(to.unwrap_or(mode)));
+        }
+        Search::new(staying, demand, config, mode)
+            .run()
+            .map(|plan| Plan { used, ..plan })
+    };
+    if let Some(mode) = demand.mode {
+        return in_mode(mode);
+    }
+    match (in_mode(VgpuMode::Mig), in_mode(VgpuMode::HamiCore)) {
+        (Ok(mig), Ok(hami_core)) if hami_core.suitability < mig.suitability => Ok(hami_core),
+        (Ok(plan), _) | (_, Ok(plan)) => Ok(plan),
+        (Err(Refusal::Mode(_)), Err(refusal)) | (Err(refusal), Err(Refusal::Mode(_))) => {
+            Err(refusal)
+        }
+        (Err(mig), Err(hami_core)) => Err(Refusal::Both(Box::new(mig), Box::new(hami_core))),
+    }
+}
+
+/// One device to find, of the container at `container`.
+#[derive(Clone, Copy)]
+struct Need {
+    container: usize,
+    device: usize,
+}
+
+/// The state of one planning: the cards with what this pod takes of them so far.
+struct Search<'a> {
+    cards: Vec<Card<'a>>,
+    demand: &'a Demand,
+    config: &'a Config,
+    mode: VgpuMode,
+    placed: BTreeMap<(usize, usize), ClaimedDevice>,
+    loss: f64,
+    steps: u32,
+}
+
+impl<'a> Search<'a> {
+    fn new(cards: Vec<Card<'a>>, demand: &'a Demand, config: &'a Config, mode: VgpuMode) -> Self {
+        Self {
+            cards,
+            demand,
+            config,
+            mode,
+            placed: BTreeMap::new(),
+            loss: 0.0,
+            steps: 0,
+        }
+    }
+
+    fn run(mut self) -> Result<Plan, Refusal> {
+        let containers = &self.demand.containers;
+        for container in containers {
+            self.check_size(container)?;
+        }
+        // What runs together first, the largest first: it has the fewest places.
+        let mut together: Vec<Need> = Self::needs(containers, |kind| kind != ContainerKind::Init);
+        together
+            .sort_by_key(|need| std::cmp::Reverse(self.smallest_mib(&containers[need.container])));
+        let start = self.cards.clone();
+        if !self.search(&together) {
+            self.cards = start;
+            return Err(self.occupied(&together));
+        }
+        let before_inits = self.cards.clone();
+        for (at, container) in containers.iter().enumerate() {
+            if container.kind == ContainerKind::Init {
+                self.place_init(at, &before_inits, &start)?;
+            }
+        }
+        Ok(self.finish())
+    }
+
+    fn needs(containers: &[ContainerDemand], which: impl Fn(ContainerKind) -> bool) -> Vec<Need> {
+        containers
+            .iter()
+            .enumerate()
+            .filter(|(_, container)| which(container.kind))
+            .flat_map(|(at, container)| {
+                (0..container.count as usize).map(move |device| Need {
+                    container: at,
+                    device,
+                })
+            })
+            .collect()
+    }
+
+    /// Refuses what no card here could ever serve.
+    fn check_size(&self, demand: &ContainerDemand) -> Result<(), Refusal> {
+        let too_large = || Refusal::TooLarge {
+            asked: demand.memory,
+            largest_mib: self.largest_mib(),
+        };
+        match self.mode {
+            VgpuMode::HamiCore => {
+                let fits = |card: &Card<'_>| share_mib(demand, card.model) <= card.model.memory_mib;
+                if self.cards.iter().any(fits) {
+                    Ok(())
+                } else {
+                    Err(too_large())
+                }
+            }
+            VgpuMode::Mig => {
+                let enough_memory = |card: &Card<'_>| {
+                    card.model
+                        .offers
+                        .iter()
+                        .any(|offer| self.has_memory(demand, card.model, offer))
+                };
+                if !self.cards.iter().any(enough_memory) {
+                    return Err(too_large());
+                }
+                if self
+                    .cards
+                    .iter()
+                    .all(|card| self.offers(demand, card.model).is_empty())
+                {
+                    return Err(Refusal::Cores {
+                        asked: demand.cores,
+                    });
+                }
+                Ok(())
+            }
+        }
+    }
+
+    fn largest_mib(&self) -> u64 {
+        self.cards
+            .iter()
+            .map(|card| match self.mode {
+                VgpuMode::HamiCore => card.model.memory_mib,
+                VgpuMode::Mig => card
+                    .model
+                    .offers
+                    .iter()
+                    .map(|o| o.memory_mib)
+                    .max()
+                    .unwrap_or(0),
+            })
+            .max()
+            .unwrap_or(0)
+    }
+
+    fn has_memory(&self, demand: &ContainerDemand, model: &Model, offer: &Offer) -> bool {
+        if !offer.is_plain() {
+            return false;
+        }
+        let asked = match demand.memory {
+            Memory::Whole => return model.whole().is_some_and(|whole| whole == offer),
+            Memory::Mib(mib) => mib,
+            Memory::Percent(percent) => percent_of(model, percent),
+        };
+        offer.memory_mib >= asked
+            || (self.config.nominal_memory && offer.nominal_mib().is_some_and(|mib| mib >= asked))
+    }
+
+    /// The offers that serve the demand with the smallest sufficient memory size.
+    fn offers(&self, demand: &ContainerDemand, model: &'a Model) -> Vec<&'a Offer> {
+        let enough: Vec<_> = model
+            .offers
+            .iter()
+            .filter(|offer| {
+                self.has_memory(demand, model, offer) && model.cores_percent(offer) >= demand.cores
+            })
+            .collect();
+        let smallest = enough.iter().map(|offer| offer.memory_mib).min();
+        enough
+            .into_iter()
+            .filter(|offer| Some(offer.memory_mib) == smallest)
+            .collect()
+    }
+
+    fn smallest_mib(&self, demand: &ContainerDemand) -> u64 {
+        let of = |card: &Card<'a>| match self.mode {
+            VgpuMode::HamiCore => Some(share_mib(demand, card.model)),
+            VgpuMode::Mig => self
+                .offers(demand, card.model)
+                .first()
+                .map(|o| o.memory_mib),
+        };
+        self.cards.iter().filter_map(of).min().unwrap_or(0)
+    }
+
+    /// Finds places for all needs, with backtracking.
+    fn search(&mut self, needs: &[Need]) -> bool {
+        let Some((need, rest)) = needs.split_first() else {
+            return true;
+        };
+        for (card, device, loss) in self.choices(*need) {
+            self.steps += 1;
+            if self.steps > SEARCH_STEPS {
+                return false;
+            }
+            self.take(card, &device);
+            self.placed
+                .insert((need.container, need.device), device.clone());
+            self.loss += loss;
+            if self.search(rest) {
+                return true;
+            }
+            self.loss -= loss;
+            self.placed.remove(&(need.container, need.device));
+            self.give_back(card, &device);
+        }
+        false
+    }
+
+    /// Every way to place one device, best first.
+    fn choices(&self, need: Need) -> Vec<(usize, ClaimedDevice, f64)> {
+        let demand = &self.demand.containers[need.container];
+        let mut choices: Vec<(f64, f64, usize, ClaimedDevice)> = Vec::new();
+        for (at, card) in self.cards.iter().enumerate() {
+            let order = match self.demand.gpu_policy {
+                Some(Policy::Binpack) => -card.used(),
+                Some(Policy::Spread) => card.used(),
+                None => 0.0,
+            };
+            match self.mode {
+                VgpuMode::Mig => {
+                    let offers = self.offers(demand, card.model);
+                    for candidate in card.candidates(&offers) {
+                        let device = ClaimedDevice::Mig(slot(card, &candidate));
+                        choices.push((order, candidate.loss, at, device));
+                    }
+                }
+                VgpuMode::HamiCore => {
+                    let taken = self
+                        .placed
+                        .range((need.container, 0)..(need.container + 1, 0))
+                        .any(|(_, device)| device.gpu() == card.gpu.uuid);
+                    if let Some(share) = free_share(card, demand).filter(|_| !taken) {
+                        let part = part_of_card(&share, card.model);
+                        // Without a wish the fullest card first: whole cards stay free.
+                        let loss = part * (2.0 - card.used());
+                        choices.push((order, loss, at, ClaimedDevice::HamiCore(share)));
+                    }
+                }
+            }
+        }
+        choices.sort_by(|a, b| {
+            a.0.total_cmp(&b.0)
+                .then(a.1.total_cmp(&b.1))
+                .then(a.2.cmp(&b.2))
+        });
+        choices
+            .into_iter()
+            .map(|(_, loss, card, device)| (card, device, loss))
+            .collect()
+    }
+
+    fn take(&mut self, card: usize, device: &ClaimedDevice) {
+        let card = &mut self.cards[card];
+        match device {
+            ClaimedDevice::Mig(slot) => card.hold(slot.slices()),
+            ClaimedDevice::HamiCore(share) => {
+                card.shares.shares += 1;
+                card.shares.mem += share.mem;
+                card.shares.cores += share.cores;
+            }
+        }
+    }
+
+    fn give_back(&mut self, card: usize, device: &ClaimedDevice) {
+        let card = &mut self.cards[card];
+        match device {
+            ClaimedDevice::Mig(slot) => card.undo(slot.slices()),
+            ClaimedDevice::HamiCore(share) => {
+                card.shares.shares -= 1;
+                card.shares.mem -= share.mem;
+                card.shares.cores -= share.cores;
+            }
+        }
+    }
+
+    /// Places an ordinary init container: it runs alone but for the sidecars started before it, so it may use an
+    /// application container's device where the size is enough, or stand on slices that the pod holds anyway.
+    fn place_init(
+        &mut self,
+        at: usize,
+        with_apps: &[Card<'a>],
+        without_pod: &[Card<'a>],
+    ) -> Result<(), Refusal> {
+        let containers = &self.demand.containers;
+        let demand = &containers[at];
+        // Beside the init container only the pod's sidecars run.
+        let mut beside = without_pod.to_vec();
+        let mut lendable: Vec<ClaimedDevice> = Vec::new();
+        for ((container, _), device) in &self.placed {
+            match containers[*container].kind {
+                ContainerKind::Sidecar => {
+                    let card = beside.iter_mut().find(|card| card.gpu.uuid == device.gpu());
+                    if let Some(card) = card {
+                        hold(card, device);
+                    }
+                }
+                ContainerKind::App => lendable.push(device.clone()),
+                ContainerKind::Init => {}
+            }
+        }
+        lendable.sort_by_key(|device| device_mib(device));
+        for index in 0..demand.count as usize {
+            let fits = |device: &ClaimedDevice| {
+                let card = with_apps.iter().find(|card| card.gpu.uuid == device.gpu());
+                card.is_some_and(|card| self.serves(demand, card.model, device))
+            };
+            let taken_here = |device: &ClaimedDevice, this: &Self| {
+                this.mode == VgpuMode::HamiCore
+                    && this
+                        .placed
+                        .range((at, 0)..(at + 1, 0))
+                        .any(|(_, own)| own.gpu() == device.gpu())
+            };
+            let lent = lendable
+                .iter()
+                .position(|device| fits(device) && !taken_here(device, self))
+                .filter(|&position| {
+                    let device = &lendable[position];
+                    beside
+                        .iter()
+                        .find(|card| card.gpu.uuid == device.gpu())
+                        .is_some_and(|card| match device {
+                            ClaimedDevice::Mig(slot) => !card.slices().overlaps(slot.slices()),
+                            ClaimedDevice::HamiCore(_) => true,
+                        })
+                })
+                .map(|position| lendable.remove(position));
+            let device = if let Some(device) = lent {
+                device
+            } else {
+                let need = Need {
+                    container: at,
+                    device: index,
+                };
+                let own = Self {
+                    cards: beside.clone(),
+                    demand: self.demand,
+                    config: self.config,
+                    mode: self.mode,
+                    placed: self.placed.clone(),
+                    loss: 0.0,
+                    steps: 0,
+                };
+                let best = own
+                    .choices(need)
+                    .into_iter()
+                    .min_by(|a, b| {
+                        self.new_slices(&a.1)
+                            .cmp(&self.new_slices(&b.1))
+                            .then(a.2.total_cmp(&b.2))
+                    })
+                    .ok_or_else(|| own.occupied(&[need]))?;
+                self.loss += if self.new_slices(&best.1) == 0 {
+                    0.0
+                } else {
+                    best.2
+                };
+                best.1
+            };
+            if let Some(card) = beside.iter_mut().find(|card| card.gpu.uuid == device.gpu()) {
+                hold(card, &device);
+            }
+            if let Some(card) = self
+                .cards
+                .iter_mut()
+                .find(|card| card.gpu.uuid == device.gpu())
+                && let ClaimedDevice::Mig(slot) = &device
+            {
+                card.hold(slot.slices());
+            }
+            self.placed.insert((at, index), device);
+        }
+        Ok(())
+    }
+
+    /// Whether a device that is placed already would serve the demand too.
+    fn serves(&self, demand: &ContainerDemand, model: &Model, device: &ClaimedDevice) -> bool {
+        match device {
+            ClaimedDevice::Mig(slot) => model.offer(&slot.profile).is_some_and(|offer| {
+                self.has_memory(demand, model, offer) && model.cores_percent(offer) >= demand.cores
+            }),
+            ClaimedDevice::HamiCore(share) => {
+                share.mem >= share_mib(demand, model)
+                    && (share.cores == 0 || (demand.cores > 0 && share.cores >= demand.cores))
+            }
+        }
+    }
+
+    /// Slices of a device that the pod does not hold yet.
+    fn new_slices(&self, device: &ClaimedDevice) -> u32 {
+        let Some(slot) = device.slot() else { return 0 };
+        let held: Slices = self
+            .placed
+            .values()
+            .filter_map(ClaimedDevice::slot)
+            .filter(|held| held.gpu == slot.gpu)
+            .map(Slot::slices)
+            .collect();
+        slot.slices().minus(held).count()
+    }
+
+    fn finish(self) -> Plan {
+        let mut closest = 1.0f64;
+        let containers: Vec<ContainerClaim> = self
+            .demand
+            .containers
+            .iter()
+            .enumerate()
+            .map(|(at, container)| ContainerClaim {
+                name: container.name.clone(),
+                kind: container.kind,
+                devices: self
+                    .placed
+                    .range((at, 0)..(at + 1, 0))
+                    .map(|(_, device)| device.clone())
+                    .collect(),
+            })
+            .collect();
+        for ((container, _), device) in &self.placed {
+            let demand = &self.demand.containers[*container];
+            let card = self.cards.iter().find(|card| card.gpu.uuid == device.gpu());
+            if let (Some(card), Some(slot), true) =
+                (card, device.slot(), demand.kind != ContainerKind::Init)
+                && let Some(offer) = card.model.offer(&slot.profile)
+            {
+                closest = closest.min(closeness(demand, card.model, offer));
+            }
+        }
+        Plan {
+            claim: Claim { containers },
+            mode: self.mode,
+            suitability: match self.mode {
+                VgpuMode::HamiCore => Suitability::Share,
+                VgpuMode::Mig if closest >= 0.5 => Suitability::CloseInstance,
+                VgpuMode::Mig => Suitability::LooseInstance,
+            },
+            loss: self.loss,
+            used: 0.0,
+        }
+    }
+
+    /// The refusal for needs that found no place now: what was wanted and what would fit.
+    fn occupied(&self, needs: &[Need]) -> Refusal {
+        let mut counted: BTreeMap<usize, u32> = BTreeMap::new();
+        for need in needs {
+            *counted.entry(need.container).or_default() += 1;
+        }
+        let mut wanted = Vec::new();
+        let mut fragmented = false;
+        for (container, count) in counted {
+            let demand = &self.demand.containers[container];
+            let what = match self.mode {
+                VgpuMode::Mig => {
+                    let mut names: Vec<_> = self
+                        .cards
+                        .iter()
+                        .flat_map(|card| self.offers(demand, card.model))
+                        .map(|offer| offer.profile.clone())
+                        .collect();
+                    names.sort();
+                    names.dedup();
+                    fragmented |= self.cards.iter().any(|card| {
+                        let free = u32::from(card.model.memory_slices)
+                            - card
+                                .slices()
+                                .count()
+                                .min(u32::from(card.model.memory_slices));
+                        self.offers(demand, card.model)
+                            .first()
+                            .is_some_and(|offer| free >= u32::from(offer.size))
+                            && self
+                                .offers(demand, card.model)
+                                .iter()
+                                .all(|o| card.free_starts(o).next().is_none())
+                    });
+                    names.join(" or ")
+                }
+                VgpuMode::HamiCore => format!("{} MiB", self.smallest_mib(demand)),
+            };
+            let what = if count == 1 {
+                what
+            } else {
+                format!("{count} x {what}")
+            };
+            if !wanted.contains(&what) {
+                wanted.push(what);
+            }
+        }
+        Refusal::Occupied {
+            wanted: wanted.join(" + "),
+            fragmented,
+            fits: self.largest_fit(),
+        }
+    }
+
+    /// The largest single device that would fit now, in words.
+    fn largest_fit(&self) -> Option<String> {
+        match self.mode {
+            VgpuMode::Mig => self
+                .cards
+                .iter()
+                .flat_map(|card| card.model.offers.iter().map(move |offer| (card, offer)))
+                .filter(|(card, offer)| {
+                    offer.is_plain() && card.free_starts(offer).next().is_some()
+                })
+                .max_by_key(|(_, offer)| (offer.memory_mib, offer.multiprocessors))
+                .map(|(_, offer)| format!("{}, {} MiB", offer.profile, offer.memory_mib)),
+            VgpuMode::HamiCore => self
+                .cards
+                .iter()
+                .filter(|card| card.shares.shares < card.gpu.shares)
+                .map(|card| card.model.memory_mib.saturating_sub(card.shares.mem))
+                .max()
+                .filter(|mib| *mib > 0)
+                .map(|mib| format!("{mib} MiB")),
+        }
+    }
+}
+
+fn hold(card: &mut Card<'_>, device: &ClaimedDevice) {
+    match device {
+        ClaimedDevice::Mig(slot) => card.hold(slot.slices()),
+        ClaimedDevice::HamiCore(share) => {
+            card.shares.shares += 1;
+            card.shares.mem += share.mem;
+            card.shares.cores += share.cores;
+        }
+    }
+}
+
+fn device_mib(device: &ClaimedDevice) -> u64 {
+    match device {
+        ClaimedDevice::Mig(slot) => slot.mem,
+        ClaimedDevice::HamiCore(share) => share.mem,
+    }
+}
+
+fn slot(card: &Card<'_>, candidate: &Candidate<'_>) -> Slot {
+    Slot {
+        gpu: card.gpu.uuid.clone(),
+        profile: candidate.offer.profile.clone(),
+        start: candidate.start,
+        size: candidate.offer.size,
+        mem: candidate.offer.memory_mib,
+    }
+}
+
+fn percent_of(model: &Model, percent: u32) -> u64 {
+    (model.memory_mib * u64::from(percent)).div_ceil(100)
+}
+
+fn share_mib(demand: &ContainerDemand, model: &Model) -> u64 {
+    match demand.memory {
+        Memory::Whole => model.memory_mib,
+        Memory::Mib(mib) => mib,
+        Memory::Percent(percent) => percent_of(model, percent),
+    }
+}
+
+/// The share of the card that the demand gets, if so much is free; a whole card only when nobody is on it.
+fn free_share(card: &Card<'_>, demand: &ContainerDemand) -> Option<Share> {
+    let mem = share_mib(demand, card.model);
+    let cores = if demand.memory == Memory::Whole {
+        100
+    } else {
+        demand.cores.min(100)
+    };
+    let fits = card.shares.shares < card.gpu.shares
+        && card.shares.mem + mem <= card.model.memory_mib
+        && card.shares.cores + cores <= 100;
+    fits.then(|| Share {
+        gpu: card.gpu.uuid.clone(),
+        mem,
+        cores,
+    })
+}
+
+#[allow(
+    clippy::cast_precision_loss,
+    reason = "memory sizes are far below 2^52"
+)]
+fn part_of_card(share: &Share, model: &Model) -> f64 {
+    (share.mem as f64 / model.memory_mib.max(1) as f64).max(f64::from(share.cores) / 100.0)
+}
+
+/// The part of an instance that was asked for, in memory or compute, whichever is more.
+#[allow(
+    clippy::cast_precision_loss,
+    reason = "memory sizes are far below 2^52"
+)]
+fn closeness(demand: &ContainerDemand, model: &Model, offer: &Offer) -> f64 {
+    let memory = match demand.memory {
+        Memory::Whole => 1.0,
+        Memory::Mib(mib) => mib as f64 / offer.memory_mib.max(1) as f64,
+        Memory::Percent(percent) => {
+            percent_of(model, percent) as f64 / offer.memory_mib.max(1) as f64
+        }
+    };
+    let cores = f64::from(demand.cores) / f64::from(model.cores_percent(offer).max(1));
+    memory.max(cores)
+}

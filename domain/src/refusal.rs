@@ -1,0 +1,98 @@
+//! Why a node cannot take a pod, in words for the pod's scheduling event.
+
+use std::fmt;
+
+use crate::{Memory, VgpuMode};
+
+/// Why a node cannot take a demand: one of a closed list, naming what is scarce.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// The node has published no card.
+    NoGpu,
+    /// No card is of the type or UUID that the pod's annotations ask for.
+    Model,
+    /// No card works in the mode that the pod insists on.
+    Mode(VgpuMode),
+    /// Every card that would do is about to change its mode.
+    Changing(VgpuMode),
+    /// Every card that would do is unhealthy.
+    Unhealthy,
+    /// No card or profile is as large as asked.
+    TooLarge {
+        /// What was asked for.
+        asked: Memory,
+        /// The most that one device can have here, MiB.
+        largest_mib: u64,
+    },
+    /// No profile has both the memory and the compute asked for.
+    Cores {
+        /// Percent asked for.
+        asked: u32,
+    },
+    /// Not enough is free now.
+    Occupied {
+        /// Devices that were asked for, in words: `2 x 3g.40gb`.
+        wanted: String,
+        /// Enough slices are free, but not side by side where the profile may start.
+        fragmented: bool,
+        /// The largest that would fit now, in words.
+        fits: Option<String>,
+    },
+    /// Neither mode of the node can take it.
+    Both(Box<Refusal>, Box<Refusal>),
+}
+
+impl Refusal {
+    /// Whether no pod's end would change it, so that preempting one would be in vain.
+    pub fn is_lasting(&self) -> bool {
+        match self {
+            Self::Occupied { .. } => false,
+            Self::Both(mig, hami_core) => mig.is_lasting() && hami_core.is_lasting(),
+            _ => true,
+        }
+    }
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoGpu => f.write_str("no GPU is published by a Tessera agent"),
+            Self::Model => f.write_str("no GPU of the type or UUID that the annotations ask for"),
+            Self::Mode(mode) => write!(f, "no GPU in mode {mode}"),
+            Self::Changing(to) => write!(f, "GPUs are changing to mode {to}"),
+            Self::Unhealthy => f.write_str("GPUs are unhealthy"),
+            Self::TooLarge { asked, largest_mib } => {
+                match asked {
+                    Memory::Whole => f.write_str("no whole GPU can be given")?,
+                    Memory::Mib(mib) => write!(f, "no GPU has {mib} MiB for one device")?,
+                    Memory::Percent(percent) => {
+                        write!(
+                            f,
+                            "no GPU has {percent} percent of its memory for one device"
+                        )?;
+                    }
+                }
+                write!(f, ", the largest has {largest_mib} MiB")
+            }
+            Self::Cores { asked } => {
+                write!(f, "no MIG profile has {asked} percent of the GPU's compute")
+            }
+            Self::Occupied {
+                wanted,
+                fragmented,
+                fits,
+            } => {
+                if *fragmented {
+                    write!(f, "free GPU slices are too fragmented for {wanted}")?;
+                } else {
+                    write!(f, "no free GPU memory for {wanted}")?;
+                }
+                match fits {
+                    Some(fits) => write!(f, " (would fit now: {fits})"),
+                    None => f.write_str(" (GPUs are full)"),
+                }
+            }
+            Self::Both(mig, hami_core) => write!(f, "mig: {mig}; hami-core: {hami_core}"),
+        }
+    }
+}

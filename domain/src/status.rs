@@ -1,0 +1,119 @@
+//! The status of a `GpuNode` object: what a node agent tells everybody about its node.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Gpu, InstanceState, Model, VgpuMode};
+
+/// Status of the cluster-scoped object `GpuNode` (`tessera.dev/v1alpha1`), one a node, named as the node.
+///
+/// Written by the node's agent alone; the scheduler plugin and the webhook place pods by it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct GpuNodeStatus {
+    /// How the admin wants the node's GPUs to work: the node label `nvidia.com/vgpu-mode`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mode: Option<VgpuMode>,
+    /// The models of card on the node.
+    #[serde(default)]
+    pub models: Vec<Model>,
+    /// The cards, by NVML index.
+    #[serde(default)]
+    pub gpus: Vec<Gpu>,
+    /// The cards and their instances in a line for `kubectl get`: `0: 1g.10gb@6=default/a | 1: -`.
+    #[serde(default)]
+    pub layout: String,
+    /// Instances in use, for `kubectl get`.
+    #[serde(default)]
+    pub in_use: u32,
+    /// State of the agent and of the node's cards; one condition a type.
+    #[serde(default)]
+    pub conditions: Vec<Condition>,
+}
+
+/// A condition as in `metav1.Condition`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Condition {
+    /// CamelCase name, `Ready`.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// `True`, `False` or `Unknown`.
+    pub status: String,
+    /// CamelCase reason.
+    pub reason: String,
+    /// A sentence for a person.
+    pub message: String,
+    /// RFC 3339 time of the last change of `status`.
+    pub last_transition_time: String,
+}
+
+impl GpuNodeStatus {
+    /// The model of that name.
+    pub fn model(&self, name: &str) -> Option<&Model> {
+        self.models.iter().find(|model| model.name == name)
+    }
+
+    /// Fills [`layout`](Self::layout) and [`in_use`](Self::in_use) from the cards.
+    #[must_use]
+    pub fn summed_up(mut self) -> Self {
+        self.in_use = 0;
+        let mut cards = Vec::with_capacity(self.gpus.len());
+        for gpu in &self.gpus {
+            let mut instances: Vec<_> = gpu.instances.iter().collect();
+            instances.sort_by_key(|instance| (instance.start, instance.gpu_instance_id));
+            let mut line = Vec::with_capacity(instances.len());
+            for instance in instances {
+                self.in_use += u32::from(instance.state == InstanceState::InUse);
+                let who = match (instance.state, &instance.pod) {
+                    (InstanceState::InUse | InstanceState::Creating, Some(pod)) => pod.clone(),
+                    (InstanceState::Creating, None) => "creating".to_owned(),
+                    (InstanceState::InUse, None) => "in-use".to_owned(),
+                    (InstanceState::Idle, _) => "idle".to_owned(),
+                    (InstanceState::Foreign, _) => "foreign".to_owned(),
+                    (InstanceState::Quarantined, _) => "quarantined".to_owned(),
+                };
+                line.push(format!("{}@{}={who}", instance.profile, instance.start));
+            }
+            let line = match (gpu.mode, line.is_empty()) {
+                (VgpuMode::HamiCore, _) => "hami-core".to_owned(),
+                (VgpuMode::Mig, true) => "-".to_owned(),
+                (VgpuMode::Mig, false) => line.join(" "),
+            };
+            cards.push(format!("{}: {line}", gpu.index));
+        }
+        self.layout = cards.join(" | ");
+        self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Instance, fixtures};
+
+    #[test]
+    fn the_layout_names_the_pods() {
+        let mut status = fixtures::node("n", &fixtures::a100_80gb(), 2, VgpuMode::Mig);
+        status.gpus[0].instances.push(Instance {
+            profile: "1g.10gb".into(),
+            start: 6,
+            size: 1,
+            gpu_instance_id: 13,
+            uuid: Some("MIG-1".into()),
+            memory_mib: 9_728,
+            state: InstanceState::InUse,
+            pod: Some("default/a".into()),
+            pod_uid: Some("u".into()),
+            container: Some("main".into()),
+            reason: None,
+        });
+        let status = status.summed_up();
+        assert_eq!(status.layout, "0: 1g.10gb@6=default/a | 1: -");
+        assert_eq!(status.in_use, 1);
+        let json = serde_json::to_string(&status).unwrap();
+        assert_eq!(
+            serde_json::from_str::<GpuNodeStatus>(&json).unwrap(),
+            status
+        );
+    }
+}
