@@ -6,7 +6,7 @@ use crate::VgpuMode;
 
 /// The `nvidia` block of the configuration file; every field may be left out.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
 pub struct Config {
     /// Resource that counts devices.
     pub resource_count_name: String,
@@ -34,7 +34,7 @@ pub struct Config {
 
 /// Settings of one node, as in `HAMi`'s `nodeconfig`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(default)]
+#[serde(default, deny_unknown_fields)]
 pub struct NodeConfig {
     /// The node's name, exactly.
     pub name: String,
@@ -46,7 +46,7 @@ pub struct NodeConfig {
 
 /// Cards to leave alone.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(default)]
+#[serde(default, deny_unknown_fields)]
 pub struct FilterDevices {
     /// By UUID.
     pub uuid: Vec<String>,

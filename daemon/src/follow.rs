@@ -1,0 +1,207 @@
+//! Keeps a `domain::Cluster` true to the API server, by watches of pods and `GpuNode`s.
+
+use std::{
+    collections::BTreeSet,
+    fmt::Debug,
+    sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
+};
+
+use domain::Cluster;
+use futures::{StreamExt, pin_mut};
+use k8s_openapi::api::core::v1::Pod;
+use kube::{
+    Api, Client, ResourceExt,
+    runtime::{WatchStreamExt, watcher, watcher::Event},
+};
+use serde::de::DeserializeOwned;
+
+use crate::{gpu_node::GpuNode, pods, ready::Latch};
+
+/// A cluster that a watch writes and others read; locks are held for computations only.
+#[derive(Clone, Debug, Default)]
+pub struct Shared(Arc<RwLock<Cluster>>);
+
+impl Shared {
+    /// For reading.
+    pub fn read(&self) -> RwLockReadGuard<'_, Cluster> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// For writing.
+    pub fn write(&self) -> RwLockWriteGuard<'_, Cluster> {
+        self.0.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// One change of a watched kind.
+#[derive(Debug)]
+pub enum Change<K> {
+    /// The object is so now.
+    Apply(Box<K>),
+    /// The object is gone.
+    Delete(Box<K>),
+    /// A fresh list is complete: what it did not name by this (UID and name) is gone.
+    Complete(BTreeSet<String>, BTreeSet<String>),
+}
+
+/// Calls `change` for every change of the objects of a kind, for ever; releases the latch after the first list.
+pub async fn objects<K>(
+    api: Api<K>,
+    config: watcher::Config,
+    latch: Option<Latch>,
+    mut change: impl FnMut(Change<K>),
+) where
+    K: kube::Resource + Clone + DeserializeOwned + Debug + Send + 'static,
+{
+    let mut latch = latch;
+    let (mut uids, mut names) = (BTreeSet::new(), BTreeSet::new());
+    let events = watcher(api, config)
+        .default_backoff()
+        .modify(|object| object.managed_fields_mut().clear());
+    pin_mut!(events);
+    while let Some(event) = events.next().await {
+        match event {
+            Ok(Event::Init) => {
+                uids.clear();
+                names.clear();
+            }
+            Ok(Event::InitApply(object)) => {
+                uids.extend(object.uid());
+                names.insert(object.name_any());
+                change(Change::Apply(Box::new(object)));
+            }
+            Ok(Event::InitDone) => {
+                change(Change::Complete(
+                    std::mem::take(&mut uids),
+                    std::mem::take(&mut names),
+                ));
+                if let Some(latch) = latch.take() {
+                    latch.release();
+                }
+            }
+            Ok(Event::Apply(object)) => change(Change::Apply(Box::new(object))),
+            Ok(Event::Delete(object)) => change(Change::Delete(Box::new(object))),
+            Err(error) => tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "Watch failed, trying again"
+            ),
+        }
+    }
+}
+
+/// Follows the claims of all pods.
+pub async fn pods(client: Client, cluster: Shared, latch: Latch) {
+    objects(
+        Api::<Pod>::all(client),
+        watcher::Config::default(),
+        Some(latch),
+        |change| match change {
+            Change::Apply(pod) => apply_pod(&cluster, &pod),
+            Change::Delete(pod) => {
+                if let Some(uid) = pod.uid() {
+                    cluster.write().remove_pod(&uid);
+                }
+            }
+            Change::Complete(uids, _) => cluster.write().retain_pods(&uids),
+        },
+    )
+    .await;
+}
+
+fn apply_pod(cluster: &Shared, pod: &Pod) {
+    let Some(uid) = pod.uid() else { return };
+    let (claim, node) = (pods::claim(pod), pods::node(pod));
+    match (claim, node) {
+        _ if pods::is_over(pod) => cluster.write().remove_pod(&uid),
+        (Some(Ok(claim)), Some(node)) => cluster.write().apply_pod(&uid, node, claim),
+        (Some(Err(error)), Some(_)) => {
+            tracing::warn!(
+                pod = pods::key(pod),
+                error = &error as &dyn std::error::Error,
+                "Skipped a bad claim"
+            );
+        }
+        _ => {}
+    }
+}
+
+/// Follows the inventories of all nodes.
+pub async fn gpu_nodes(client: Client, cluster: Shared, latch: Latch) {
+    objects(
+        Api::<GpuNode>::all(client),
+        watcher::Config::default(),
+        Some(latch),
+        |change| match change {
+            Change::Apply(node) => {
+                if let Some(status) = node.status.clone() {
+                    cluster.write().apply_node(&node.name_any(), status);
+                }
+            }
+            Change::Delete(node) => cluster.write().remove_node(&node.name_any()),
+            Change::Complete(_, names) => cluster.write().retain_nodes(&names),
+        },
+    )
+    .await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ready::Readiness;
+    use http::{Request, Response};
+    use kube::client::Body;
+    use serde_json::json;
+
+    #[tokio::test]
+    async fn claims_come_and_go_with_the_pods() {
+        let (service, mut server) = tower_test::mock::pair::<Request<Body>, Response<Body>>();
+        let client = Client::new(service, "default");
+        let (cluster, readiness) = (Shared::default(), Readiness::default());
+        let latch = readiness.latch("pods");
+        let task = tokio::spawn(pods(client, cluster.clone(), latch));
+        let claim = r#"{"v":1,"containers":[]}"#;
+        let pod = |name: &str, node: Option<&str>, phase: &str| {
+            json!({ "apiVersion": "v1", "kind": "Pod",
+                "metadata": { "name": name, "namespace": "n", "uid": name, "resourceVersion": "2",
+                    "annotations": { "tessera.dev/claim": if name == "bad" { "junk" } else { claim } } },
+                "spec": { "nodeName": node, "containers": [] }, "status": { "phase": phase } })
+        };
+        let (request, reply) = server.next_request().await.unwrap();
+        assert_eq!(request.uri().path(), "/api/v1/pods");
+        assert!(
+            !request
+                .uri()
+                .query()
+                .unwrap_or_default()
+                .contains("watch=true")
+        );
+        let list = json!({ "apiVersion": "v1", "kind": "PodList", "metadata": { "resourceVersion": "1" },
+            "items": [pod("a", Some("n1"), "Running"), pod("b", None, "Pending"), pod("bad", Some("n1"), "Running"),
+                pod("over", Some("n1"), "Succeeded"), pod("c", Some("n2"), "Running")] });
+        reply.send_response(Response::new(Body::from(list.to_string().into_bytes())));
+        let (request, reply) = server.next_request().await.unwrap();
+        assert!(
+            request
+                .uri()
+                .query()
+                .unwrap_or_default()
+                .contains("watch=true")
+        );
+        let held = |uid: &str| cluster.read().claim(uid).map(|(node, _)| node.to_owned());
+        assert_eq!(held("a").as_deref(), Some("n1"));
+        assert_eq!((held("b"), held("bad"), held("over")), (None, None, None));
+        assert_eq!(readiness.waiting(), Vec::<&str>::new());
+        let events = [
+            json!({ "type": "MODIFIED", "object": pod("b", Some("n3"), "Pending") }),
+            json!({ "type": "MODIFIED", "object": pod("a", Some("n1"), "Failed") }),
+            json!({ "type": "DELETED", "object": pod("c", Some("n2"), "Running") }),
+        ];
+        let lines: String = events.iter().map(|event| format!("{event}\n")).collect();
+        reply.send_response(Response::new(Body::from(lines.into_bytes())));
+        // The watch ends with its body; the next request says that all events were taken.
+        let _ = server.next_request().await.unwrap();
+        assert_eq!(held("b").as_deref(), Some("n3"));
+        assert_eq!((held("a"), held("c")), (None, None));
+        task.abort();
+    }
+}

@@ -1,0 +1,28 @@
+//! The metrics registry that every daemon starts from.
+
+use prometheus_client::{
+    metrics::{gauge::Gauge, info::Info},
+    registry::{Registry, Unit},
+};
+
+/// A registry with prefix `tessera`, the build's version and the start time of the process.
+pub fn registry(component: &'static str) -> Registry {
+    let mut registry = Registry::with_prefix("tessera");
+    registry.register(
+        "build",
+        "Version of this daemon",
+        Info::new([
+            ("version", env!("CARGO_PKG_VERSION")),
+            ("component", component),
+        ]),
+    );
+    let started: Gauge = Gauge::default();
+    started.set(jiff::Timestamp::now().as_second());
+    registry.register_with_unit(
+        "process_start_time",
+        "When the process started, since the Unix epoch",
+        Unit::Seconds,
+        started,
+    );
+    registry
+}

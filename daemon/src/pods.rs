@@ -1,0 +1,116 @@
+//! What Tessera reads of a pod object.
+
+use std::collections::BTreeMap;
+
+use domain::{Claim, ClaimError, ContainerKind, ContainerRequest, PodRequest, keys};
+use k8s_openapi::api::core::v1::{Container, Pod};
+use kube::ResourceExt;
+
+/// The part of a pod that a demand is read from.
+pub fn request(pod: &Pod) -> PodRequest {
+    let spec = pod.spec.as_ref();
+    let inits = spec
+        .and_then(|spec| spec.init_containers.as_deref())
+        .unwrap_or_default();
+    let apps = spec
+        .map(|spec| spec.containers.as_slice())
+        .unwrap_or_default();
+    let init_kind = |container: &Container| match container.restart_policy.as_deref() {
+        Some("Always") => ContainerKind::Sidecar,
+        _ => ContainerKind::Init,
+    };
+    PodRequest {
+        annotations: pod.annotations().clone(),
+        containers: inits
+            .iter()
+            .map(|container| (init_kind(container), container))
+            .chain(apps.iter().map(|container| (ContainerKind::App, container)))
+            .map(|(kind, container)| ContainerRequest {
+                name: container.name.clone(),
+                kind,
+                resources: resources(container),
+            })
+            .collect(),
+    }
+}
+
+fn resources(container: &Container) -> BTreeMap<String, String> {
+    let Some(resources) = &container.resources else {
+        return BTreeMap::new();
+    };
+    let requests = resources.requests.iter().flatten();
+    let limits = resources.limits.iter().flatten();
+    requests
+        .chain(limits)
+        .map(|(name, quantity)| (name.clone(), quantity.0.clone()))
+        .collect()
+}
+
+/// Whether the pod's containers have ended for good.
+pub fn is_over(pod: &Pod) -> bool {
+    let phase = pod
+        .status
+        .as_ref()
+        .and_then(|status| status.phase.as_deref());
+    matches!(phase, Some("Succeeded" | "Failed"))
+}
+
+/// The claim that the pod's binding brought, if it has one.
+pub fn claim(pod: &Pod) -> Option<Result<Claim, ClaimError>> {
+    pod.annotations()
+        .get(keys::CLAIM)
+        .map(|text| Claim::from_annotation(text))
+}
+
+/// The node that the pod is bound to.
+pub fn node(pod: &Pod) -> Option<&str> {
+    pod.spec
+        .as_ref()?
+        .node_name
+        .as_deref()
+        .filter(|name| !name.is_empty())
+}
+
+/// `namespace/name`.
+pub fn key(pod: &Pod) -> String {
+    format!("{}/{}", pod.namespace().unwrap_or_default(), pod.name_any())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn containers_come_in_the_order_in_which_they_start() {
+        let pod: Pod = serde_json::from_value(serde_json::json!({
+            "metadata": { "name": "p", "namespace": "n", "annotations": { "a": "b" } },
+            "spec": {
+                "initContainers": [
+                    { "name": "i", "resources": { "limits": { "nvidia.com/gpu": "1" } } },
+                    { "name": "s", "restartPolicy": "Always" }
+                ],
+                "containers": [{ "name": "a", "resources": {
+                    "requests": { "nvidia.com/gpu": "1", "x": "1" }, "limits": { "nvidia.com/gpu": "2" } } }]
+            }
+        }))
+        .unwrap();
+        let request = request(&pod);
+        let kinds: Vec<_> = request
+            .containers
+            .iter()
+            .map(|c| (c.name.as_str(), c.kind))
+            .collect();
+        assert_eq!(
+            kinds,
+            [
+                ("i", ContainerKind::Init),
+                ("s", ContainerKind::Sidecar),
+                ("a", ContainerKind::App)
+            ]
+        );
+        assert_eq!(request.containers[2].resources["nvidia.com/gpu"], "2");
+        assert_eq!(request.containers[2].resources["x"], "1");
+        assert_eq!(key(&pod), "n/p");
+        assert!(claim(&pod).is_none());
+    }
+}

@@ -1,0 +1,23 @@
+//! One token that every task watches.
+
+use tokio::signal::unix::{SignalKind, signal};
+pub use tokio_util::sync::CancellationToken;
+
+/// A token that the first SIGTERM or SIGINT cancels; a second signal ends the process at once.
+pub fn on_signal() -> std::io::Result<CancellationToken> {
+    let (mut term, mut int) = (
+        signal(SignalKind::terminate())?,
+        signal(SignalKind::interrupt())?,
+    );
+    let token = CancellationToken::new();
+    let fired = token.clone();
+    tokio::spawn(async move {
+        tokio::select! { _ = term.recv() => {}, _ = int.recv() => {} }
+        tracing::info!("Draining");
+        fired.cancel();
+        tokio::select! { _ = term.recv() => {}, _ = int.recv() => {} }
+        tracing::warn!("Aborted by a second signal");
+        std::process::abort();
+    });
+    Ok(token)
+}

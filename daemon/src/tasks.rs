@@ -1,0 +1,124 @@
+//! The named tasks of a process: the first to end ends it, so that Kubernetes starts it again.
+
+use std::{collections::HashMap, future::Future, time::Duration};
+
+use anyhow::{Context, bail};
+use tokio::task::{Id, JoinSet};
+use tracing::Instrument;
+
+use crate::shutdown::CancellationToken;
+
+/// How long tasks may take to end after the shutdown signal.
+const DRAIN: Duration = Duration::from_secs(10);
+
+/// Tasks that live as long as the process.
+#[derive(Debug)]
+pub struct Tasks {
+    token: CancellationToken,
+    running: JoinSet<anyhow::Result<()>>,
+    names: HashMap<Id, &'static str>,
+}
+
+impl Tasks {
+    /// No tasks yet; `token` tells the orderly end.
+    pub fn new(token: CancellationToken) -> Self {
+        Self {
+            token,
+            running: JoinSet::new(),
+            names: HashMap::new(),
+        }
+    }
+
+    /// Starts a task, in a span of its name.
+    pub fn spawn(
+        &mut self,
+        name: &'static str,
+        task: impl Future<Output = anyhow::Result<()>> + Send + 'static,
+    ) {
+        let handle = self
+            .running
+            .spawn(task.instrument(tracing::info_span!("task", name)));
+        self.names.insert(handle.id(), name);
+    }
+
+    /// Waits for the token, then for the tasks; a task that ends before is an error that names it.
+    pub async fn run(mut self) -> anyhow::Result<()> {
+        let token = self.token.clone();
+        let early = tokio::select! {
+            () = token.cancelled() => None,
+            ended = self.running.join_next_with_id() => ended,
+        };
+        let result = match early {
+            None => Ok(()),
+            Some(Ok((id, Ok(())))) if !self.token.is_cancelled() => {
+                Err(anyhow::anyhow!("task {} ended early", self.name(id)))
+            }
+            Some(Ok((_, Ok(())))) => Ok(()),
+            Some(Ok((id, Err(error)))) => {
+                Err(error.context(format!("task {} failed", self.name(id))))
+            }
+            Some(Err(error)) => {
+                let name = self.name(error.id());
+                Err(error).with_context(|| format!("task {name} panicked"))
+            }
+        };
+        self.token.cancel();
+        let drained = tokio::time::timeout(DRAIN, async {
+            while let Some(ended) = self.running.join_next().await {
+                ended??;
+            }
+            anyhow::Ok(())
+        })
+        .await;
+        result?;
+        match drained {
+            Ok(rest) => rest,
+            Err(_) => {
+                let late = self.running.len();
+                tracing::warn!(late, "Tasks did not end in time");
+                Ok(())
+            }
+        }
+    }
+
+    fn name(&self, id: Id) -> &'static str {
+        self.names.get(&id).copied().unwrap_or("unnamed")
+    }
+}
+
+/// Runs a watch or loop until the token fires; its own end before that is an error.
+pub async fn until(token: CancellationToken, work: impl Future<Output = ()>) -> anyhow::Result<()> {
+    match token.run_until_cancelled(work).await {
+        None => Ok(()),
+        Some(()) => bail!("it ended by itself"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_first_dead_task_ends_the_process() {
+        let token = CancellationToken::new();
+        let mut tasks = Tasks::new(token.clone());
+        let waiting = token.clone();
+        tasks.spawn("steady", async move {
+            waiting.cancelled().await;
+            Ok(())
+        });
+        tasks.spawn("weak", async { bail!("no more") });
+        let error = format!("{:#}", tasks.run().await.unwrap_err());
+        assert_eq!(error, "task weak failed: no more");
+        assert!(token.is_cancelled());
+    }
+
+    #[tokio::test]
+    async fn a_shutdown_is_no_error() {
+        let token = CancellationToken::new();
+        let mut tasks = Tasks::new(token.clone());
+        tasks.spawn("steady", until(token.clone(), std::future::pending()));
+        token.cancel();
+        tasks.run().await.unwrap();
+    }
+}
