@@ -1,3 +1,194 @@
-//! The node agent: makes and removes GPU instances for the pods of its node.
+//! The node agent: makes GPU instances for the pods of its node, hands them to their containers, removes them.
+//!
+//! ```text
+//! watch of pods ──► pods ──► materialise (owns NVML, one thread) ──► publish (GpuNode), metrics
+//! kubelet ──► device_plugin ──► owner (whose ids?) ──► ensure ──► cdi
+//! ```
+//!
+//! `instances` decides, `materialise` carries out, `journal` remembers.
 
+pub mod args;
+pub mod cdi;
+pub mod checkpoint;
+pub mod claims;
+pub mod device_plugin;
+pub mod events;
+pub mod instances;
+pub mod journal;
 pub mod kubelet_api;
+pub mod materialise;
+pub mod metrics;
+pub mod nvml;
+pub mod owner;
+pub mod pods;
+pub mod publish;
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use anyhow::Context;
+use daemon::{
+    admin, follow,
+    ready::Readiness,
+    shutdown,
+    tasks::{Tasks, until},
+};
+use domain::{VgpuMode, keys};
+use k8s_openapi::api::core::v1::{Node, Pod};
+use kube::{Api, ResourceExt, runtime::watcher};
+use tokio::{
+    net::TcpListener,
+    sync::{mpsc, watch},
+};
+
+use crate::{
+    args::Args,
+    cdi::Cdi,
+    device_plugin::{Kubelet, Plugin},
+    materialise::{Owner, Settings},
+    metrics::{CardsCollector, Metrics},
+};
+
+/// Runs the agent until a signal.
+pub async fn run(args: Args) -> anyhow::Result<()> {
+    let Args {
+        node_name,
+        device_plugin_dir,
+        pod_resources_socket,
+        nvml_library,
+        state_dir,
+        cdi_dir,
+        cdi_base_spec,
+        proc_dir,
+        hook_path,
+        idle_ttl,
+        config,
+        admin,
+        log,
+    } = args;
+    log.init()?;
+    let config = config.load()?;
+    let token = shutdown::on_signal()?;
+    let client = daemon::client().await?;
+    let listener = TcpListener::bind(admin.admin_address)
+        .await
+        .with_context(|| format!("cannot listen on {}", admin.admin_address))?;
+    let readiness = Readiness::default();
+    let mut registry = daemon::metrics::registry("nodeagent");
+    let metrics = Metrics::register(&mut registry);
+    let settings = config.node(&node_name);
+    let (tell, happenings) = mpsc::channel(256);
+    let owner = Owner::start(
+        Settings {
+            library: nvml_library.map(Into::into),
+            journal: state_dir.join("journal"),
+            idle_ttl: idle_ttl.into(),
+            filter: settings.filterdevices.clone(),
+        },
+        metrics.clone(),
+        tell,
+    )?;
+    registry.register_collector(Box::new(CardsCollector {
+        node: node_name.clone(),
+        inventory: owner.inventory(),
+    }));
+    let cdi = Cdi {
+        directory: cdi_dir,
+        proc: proc_dir,
+        base: cdi_base_spec,
+        hook: hook_path,
+    };
+    let (share_pods, pods) = watch::channel(pods::Pods::new(BTreeMap::new()));
+    let (share_node, node) = watch::channel(None);
+
+    let mut tasks = Tasks::new(token.clone());
+    tasks.spawn(
+        "admin",
+        admin::serve(
+            listener,
+            Arc::new(registry),
+            readiness.clone(),
+            token.clone(),
+        ),
+    );
+    tasks.spawn("pods", {
+        let (api, owner, latch) = (
+            Api::<Pod>::all(client.clone()),
+            owner.clone(),
+            readiness.latch("pods"),
+        );
+        let only = watcher::Config::default().fields(&format!("spec.nodeName={node_name}"));
+        let mut follower = pods::Follower::default();
+        until(token.clone(), async move {
+            follow::objects(api, only, Some(latch), |change| {
+                follower.apply(change, &owner, &share_pods)
+            })
+            .await;
+        })
+    });
+    tasks.spawn("node", {
+        let (api, owner) = (Api::<Node>::all(client.clone()), owner.clone());
+        let only = watcher::Config::default().fields(&format!("metadata.name={node_name}"));
+        until(token.clone(), async move {
+            follow::objects(api, only, None, |change| {
+                if let follow::Change::Apply(node) = change {
+                    owner.want_mode(wanted_mode(&node).or(settings.operatingmode));
+                    share_node.send_replace(Some(*node));
+                }
+            })
+            .await;
+        })
+    });
+    tasks.spawn("publish", {
+        let (client, inventory) = (client.clone(), owner.inventory());
+        let shares = config.device_split_count;
+        let name = node_name.clone();
+        let node = node.clone();
+        until(
+            token.clone(),
+            publish::run(client, name, shares, inventory, node),
+        )
+    });
+    tasks.spawn(
+        "events",
+        until(
+            token.clone(),
+            events::run(client, node_name, happenings, pods.clone(), node),
+        ),
+    );
+    tasks.spawn("clean", {
+        let (cdi, mut pods) = (cdi.clone(), pods.clone());
+        until(token.clone(), async move {
+            while pods.changed().await.is_ok() {
+                let known = pods.borrow_and_update().clone();
+                cdi.clean(|uid| known.contains_key(uid));
+            }
+        })
+    });
+    tasks.spawn(
+        "kubelet",
+        device_plugin::run(
+            Plugin {
+                kubelet: Kubelet {
+                    directory: device_plugin_dir,
+                    pod_resources: pod_resources_socket,
+                    resource: config.resource_count_name.clone(),
+                    shares: config.device_split_count,
+                },
+                owner,
+                pods,
+                cdi,
+                metrics,
+            },
+            token.clone(),
+        ),
+    );
+    tasks.run().await
+}
+
+/// The mode that the node's label asks for; a label that names none is reported and ignored.
+fn wanted_mode(node: &Node) -> Option<VgpuMode> {
+    let text = node.labels().get(keys::VGPU_MODE)?;
+    text.parse()
+        .inspect_err(|error| tracing::warn!(%error, "Ignored the node label {}", keys::VGPU_MODE))
+        .ok()
+}

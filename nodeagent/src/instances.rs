@@ -1,0 +1,507 @@
+//! The instances of this node's cards and who has them: the state, and what to do next. Pure.
+
+use std::collections::BTreeMap;
+
+use domain::{InstanceState, Model, Slices, Slot, VgpuMode};
+
+use crate::{
+    claims::ClaimedPod,
+    journal::Entry,
+    nvml::{LiveInstance, MigMode, SurveyedCard},
+};
+
+/// Milliseconds on the agent's own monotonic clock.
+pub type Millis = u64;
+
+/// A card with its instances.
+#[derive(Clone, Debug)]
+pub struct CardState {
+    /// As surveyed last.
+    pub card: SurveyedCard,
+    /// GPU instances.
+    pub instances: Vec<Held>,
+    /// Why the card must not be used.
+    pub unhealthy: Option<String>,
+    /// Why the last change of mode failed, and when to try again.
+    pub mode_failure: Option<(String, Millis)>,
+}
+
+/// A GPU instance and who has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Held {
+    /// What NVML says.
+    pub live: LiveInstance,
+    /// The journal's generation; `None`: not of our making.
+    pub generation: Option<u64>,
+    /// Who has it.
+    pub tenure: Tenure,
+}
+
+/// Who has an instance.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Tenure {
+    /// A pod's claim.
+    Pod {
+        /// UID of the pod.
+        uid: String,
+        /// `namespace/name`.
+        pod: String,
+        /// The container, the application's where it is shared.
+        container: String,
+    },
+    /// The pod is over, but processes still run on the instance.
+    Lingering {
+        /// Its last pod, `namespace/name`.
+        pod: String,
+        /// When to look again.
+        look_at: Millis,
+    },
+    /// Nobody, since then.
+    Idle {
+        /// Since when.
+        since: Millis,
+    },
+    /// It should be gone; destroying it failed.
+    Stuck {
+        /// How often.
+        failures: u32,
+        /// When to try again.
+        retry_at: Millis,
+        /// NVML's words.
+        reason: String,
+    },
+    /// Somebody else made it.
+    Foreign,
+}
+
+/// The next thing to do with NVML.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Make an instance for a claim.
+    Create {
+        /// The pod.
+        uid: String,
+        /// `namespace/name`.
+        pod: String,
+        /// The container.
+        container: String,
+        /// Where and what.
+        slot: Slot,
+    },
+    /// Destroy an instance of ours that nobody has.
+    Destroy {
+        /// UUID of the card.
+        gpu: String,
+        /// GPU instance id.
+        id: u32,
+    },
+    /// Look whether processes still run on an instance without pod.
+    Look {
+        /// UUID of the card.
+        gpu: String,
+        /// GPU instance id.
+        id: u32,
+    },
+    /// Change a card's mode.
+    SetMode {
+        /// UUID of the card.
+        gpu: String,
+        /// To what.
+        mode: VgpuMode,
+    },
+}
+
+/// Failures after which an instance that cannot be destroyed is called quarantined.
+pub const QUARANTINE_AFTER: u32 = 6;
+
+/// What must hold of time.
+#[derive(Clone, Copy, Debug)]
+pub struct Patience {
+    /// How long an idle instance is kept as warm stock, milliseconds.
+    pub idle_ttl: Millis,
+    /// How long between looks at a lingering instance, milliseconds.
+    pub look_every: Millis,
+}
+
+/// All cards and claims of the node.
+#[derive(Clone, Debug, Default)]
+pub struct Instances {
+    /// By UUID.
+    pub cards: BTreeMap<String, CardState>,
+    /// Pods with a claim, by UID. `None` until the first list of pods is in: nothing is destroyed before.
+    pub pods: Option<BTreeMap<String, ClaimedPod>>,
+    /// The mode that the admin wants; `None`: leave the cards as they are.
+    pub wanted_mode: Option<VgpuMode>,
+    /// Creations that failed: NVML's words and when to try again, by pod UID and slot.
+    pub create_failures: BTreeMap<(String, Slot), (String, Millis)>,
+}
+
+impl CardState {
+    /// How the card works now.
+    pub fn mode(&self) -> VgpuMode {
+        match self.card.mig {
+            Some(MigMode { current: true, .. }) => VgpuMode::Mig,
+            _ => VgpuMode::HamiCore,
+        }
+    }
+}
+
+impl Held {
+    /// The state to publish.
+    pub fn state(&self) -> InstanceState {
+        match &self.tenure {
+            Tenure::Pod { .. } if self.live.compute.is_empty() => InstanceState::Creating,
+            Tenure::Pod { .. } | Tenure::Lingering { .. } => InstanceState::InUse,
+            Tenure::Idle { .. } => InstanceState::Idle,
+            Tenure::Stuck { failures, .. } if *failures < QUARANTINE_AFTER => InstanceState::InUse,
+            Tenure::Stuck { .. } => InstanceState::Quarantined,
+            Tenure::Foreign => InstanceState::Foreign,
+        }
+    }
+
+    /// Whether it is what a slot asks for.
+    pub fn is(&self, slot: &Slot, model: &Model) -> bool {
+        (self.live.start, self.live.size) == (slot.start, slot.size)
+            && model
+                .offer(&slot.profile)
+                .is_some_and(|offer| offer.profile_id == self.live.profile_id)
+    }
+
+    fn overlaps(&self, slices: Slices) -> bool {
+        self.live.slices().overlaps(slices)
+    }
+}
+
+/// Why a container's slot cannot be had now.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Blocked {
+    /// The card is gone or not in MIG mode.
+    #[error("GPU {0} is not here in MIG mode")]
+    NoCard(String),
+    /// Another pod's or a foreign instance is there.
+    #[error("slices {slices} of GPU {gpu} are held by {by}")]
+    Held {
+        /// UUID of the card.
+        gpu: String,
+        /// The slices asked for.
+        slices: Slices,
+        /// Who, in words.
+        by: String,
+    },
+    /// NVML refused.
+    #[error("{0}")]
+    Failed(String),
+}
+
+impl Instances {
+    /// Takes over a survey: what is known keeps its tenure, what is ours by the journal is idle
+    /// (to be claimed or removed), the rest is foreign.
+    pub fn surveyed(&mut self, cards: Vec<SurveyedCard>, journal: &[Entry], now: Millis) {
+        let mut known = std::mem::take(&mut self.cards);
+        for card in cards {
+            let before = known.remove(&card.uuid);
+            let instances = card
+                .instances
+                .iter()
+                .map(|live| {
+                    let same = before.as_ref().and_then(|state| {
+                        state.instances.iter().find(|held| {
+                            (held.live.id, held.live.profile_id, held.live.start)
+                                == (live.id, live.profile_id, live.start)
+                        })
+                    });
+                    let generation = ours(journal, &card.uuid, live);
+                    let tenure = match same {
+                        Some(held) if held.generation == generation => held.tenure.clone(),
+                        _ if generation.is_some() => Tenure::Idle { since: now },
+                        _ => Tenure::Foreign,
+                    };
+                    Held {
+                        live: live.clone(),
+                        generation,
+                        tenure,
+                    }
+                })
+                .collect();
+            self.cards.insert(
+                card.uuid.clone(),
+                CardState {
+                    instances,
+                    unhealthy: None,
+                    mode_failure: before.and_then(|state| state.mode_failure),
+                    card,
+                },
+            );
+        }
+        // A card that does not answer any more keeps its place: its slices are not free.
+        for (uuid, mut lost) in known {
+            lost.unhealthy = Some("the card does not answer to NVML".to_owned());
+            self.cards.insert(uuid, lost);
+        }
+        self.settle(now);
+    }
+
+    /// Takes over the pods of the node.
+    pub fn claimed(&mut self, pods: BTreeMap<String, ClaimedPod>, now: Millis) {
+        self.create_failures
+            .retain(|(uid, _), _| pods.contains_key(uid));
+        self.pods = Some(pods);
+        self.settle(now);
+    }
+
+    /// Gives every instance of ours to the pod that claims it, and takes it from pods that are over.
+    fn settle(&mut self, now: Millis) {
+        let Some(pods) = &self.pods else { return };
+        for (uuid, state) in &mut self.cards {
+            for held in &mut state.instances {
+                let claimant = pods.values().find_map(|pod| {
+                    let containers = || {
+                        pod.claim.containers.iter().rev().filter(|container| {
+                            container
+                                .devices
+                                .iter()
+                                .filter_map(|device| device.slot())
+                                .any(|slot| slot.gpu == *uuid && held.is(slot, &state.card.model))
+                        })
+                    };
+                    containers().next().map(|container| (pod, container))
+                });
+                match (&held.tenure, claimant) {
+                    (Tenure::Foreign, _) => {}
+                    (Tenure::Pod { uid, .. }, Some((pod, _))) if *uid == pod.uid => {}
+                    // Processes of the last pod are still there: not yet for the next one.
+                    (Tenure::Lingering { .. } | Tenure::Stuck { .. }, _) => {}
+                    (Tenure::Pod { uid, pod: last, .. }, _) if !pods.contains_key(uid) => {
+                        held.tenure = Tenure::Lingering {
+                            pod: last.clone(),
+                            look_at: now,
+                        };
+                    }
+                    (Tenure::Idle { .. } | Tenure::Pod { .. }, Some((pod, container))) => {
+                        held.tenure = Tenure::Pod {
+                            uid: pod.uid.clone(),
+                            pod: pod.key(),
+                            container: container.name.clone(),
+                        };
+                    }
+                    (Tenure::Idle { .. } | Tenure::Pod { .. }, None) => {}
+                }
+            }
+        }
+    }
+
+    /// What is in the way of a slot for a pod's container: the steps that clear and make it, in order.
+    ///
+    /// Empty: the slot's instance is there, complete, and the pod's. `for_container` may displace
+    /// instances of its own pod that overlap (an init container's, which has ended).
+    pub fn steps_for(
+        &self,
+        pod: &ClaimedPod,
+        container: &str,
+        slot: &Slot,
+        displace_own: bool,
+    ) -> Result<Vec<Step>, Blocked> {
+        let state = self
+            .cards
+            .get(&slot.gpu)
+            .filter(|state| state.mode() == VgpuMode::Mig && state.unhealthy.is_none())
+            .ok_or_else(|| Blocked::NoCard(slot.gpu.clone()))?;
+        let mut steps = Vec::new();
+        for held in state
+            .instances
+            .iter()
+            .filter(|held| held.overlaps(slot.slices()))
+        {
+            let same = held.is(slot, &state.card.model);
+            let by = match &held.tenure {
+                Tenure::Pod { uid, .. }
+                    if *uid == pod.uid && same && !held.live.compute.is_empty() =>
+                {
+                    return Ok(vec![]);
+                }
+                // A GPU instance without compute instance is of no use: made again as a whole.
+                Tenure::Pod { uid, .. } if *uid == pod.uid && (displace_own || same) => {
+                    steps.push(destroy(&slot.gpu, held));
+                    continue;
+                }
+                Tenure::Idle { .. } => {
+                    steps.push(destroy(&slot.gpu, held));
+                    continue;
+                }
+                Tenure::Pod { pod, .. } => format!("pod {pod}"),
+                Tenure::Lingering { pod, .. } => format!("processes of pod {pod}, which is over"),
+                Tenure::Stuck { reason, .. } => {
+                    format!("an instance that cannot be destroyed ({reason})")
+                }
+                Tenure::Foreign => "an instance that Tessera did not make".to_owned(),
+            };
+            return Err(Blocked::Held {
+                gpu: slot.gpu.clone(),
+                slices: slot.slices(),
+                by,
+            });
+        }
+        steps.push(Step::Create {
+            uid: pod.uid.clone(),
+            pod: pod.key(),
+            container: container.to_owned(),
+            slot: slot.clone(),
+        });
+        Ok(steps)
+    }
+
+    /// The next thing to do of its own accord, and when to ask again if there is nothing now.
+    pub fn next_step(&self, now: Millis, patience: Patience) -> (Option<Step>, Option<Millis>) {
+        let mut wake: Option<Millis> = None;
+        let mut later = |at: Millis| wake = Some(wake.map_or(at, |known| known.min(at)));
+        // Claims first: a pod waits for them.
+        for pod in self.pods.iter().flat_map(BTreeMap::values) {
+            let mut early: Vec<&Slot> = Vec::new();
+            for container in &pod.claim.containers {
+                for slot in container.devices.iter().filter_map(|device| device.slot()) {
+                    // What overlaps an earlier container's slot has to wait for that container's end.
+                    let waits = early.iter().any(|known| {
+                        known.gpu == slot.gpu && known.slices().overlaps(slot.slices())
+                    });
+                    let over = pod
+                        .containers
+                        .get(&container.name)
+                        .is_some_and(|p| p.completed);
+                    if waits || over {
+                        continue;
+                    }
+                    early.push(slot);
+                    if let Some((_, retry_at)) =
+                        self.create_failures.get(&(pod.uid.clone(), slot.clone()))
+                        && *retry_at > now
+                    {
+                        later(*retry_at);
+                        continue;
+                    }
+                    if let Ok(steps) = self.steps_for(pod, &container.name, slot, false)
+                        && let Some(step) = steps.into_iter().next()
+                    {
+                        return (Some(step), None);
+                    }
+                }
+            }
+        }
+        for (gpu, state) in &self.cards {
+            if state.unhealthy.is_some() {
+                continue;
+            }
+            if self.changing_to(gpu).is_some()
+                && let Some(step) = self.mode_step(gpu, state, now, &mut later)
+            {
+                return (Some(step), None);
+            }
+            for held in &state.instances {
+                let due = match held.tenure {
+                    _ if self.pods.is_none() => continue,
+                    Tenure::Lingering { look_at, .. } => look_at,
+                    Tenure::Idle { since } => since + patience.idle_ttl,
+                    Tenure::Stuck { retry_at, .. } => retry_at,
+                    Tenure::Pod { .. } | Tenure::Foreign => continue,
+                };
+                if due > now {
+                    later(due);
+                    continue;
+                }
+                let step = match held.tenure {
+                    Tenure::Lingering { .. } => Step::Look {
+                        gpu: gpu.clone(),
+                        id: held.live.id,
+                    },
+                    _ => destroy(gpu, held),
+                };
+                return (Some(step), None);
+            }
+        }
+        (None, wake)
+    }
+
+    /// The mode that a card should change to and has not yet.
+    pub fn changing_to(&self, gpu: &str) -> Option<VgpuMode> {
+        let state = self.cards.get(gpu)?;
+        state.card.mig?;
+        self.wanted_mode.filter(|wanted| *wanted != state.mode())
+    }
+
+    /// The step towards another mode, once nothing of the old mode is in use.
+    fn mode_step(
+        &self,
+        gpu: &str,
+        state: &CardState,
+        now: Millis,
+        later: &mut impl FnMut(Millis),
+    ) -> Option<Step> {
+        let mode = self.changing_to(gpu)?;
+        let claimed = self
+            .pods
+            .as_ref()?
+            .values()
+            .any(|pod| pod.claim.devices().any(|device| device.gpu() == gpu));
+        if claimed {
+            return None;
+        }
+        if let Some(held) = state
+            .instances
+            .iter()
+            .find(|held| !matches!(held.tenure, Tenure::Idle { .. }))
+        {
+            if let Tenure::Lingering { look_at, .. } = held.tenure
+                && look_at <= now
+            {
+                return Some(Step::Look {
+                    gpu: gpu.to_owned(),
+                    id: held.live.id,
+                });
+            }
+            return None;
+        }
+        if let Some(held) = state.instances.first() {
+            return Some(destroy(gpu, held));
+        }
+        if let Some((_, retry_at)) = &state.mode_failure
+            && *retry_at > now
+        {
+            later(*retry_at);
+            return None;
+        }
+        Some(Step::SetMode {
+            gpu: gpu.to_owned(),
+            mode,
+        })
+    }
+
+    /// The instance of that id.
+    pub fn held(&mut self, gpu: &str, id: u32) -> Option<&mut Held> {
+        self.cards
+            .get_mut(gpu)?
+            .instances
+            .iter_mut()
+            .find(|held| held.live.id == id)
+    }
+}
+
+fn destroy(gpu: &str, held: &Held) -> Step {
+    Step::Destroy {
+        gpu: gpu.to_owned(),
+        id: held.live.id,
+    }
+}
+
+/// The generation under which the journal knows an instance. An open intent at exactly its profile and
+/// place is it too: the agent died between NVML's answer and the record.
+fn ours(journal: &[Entry], gpu: &str, live: &LiveInstance) -> Option<u64> {
+    journal
+        .iter()
+        .filter(|entry| {
+            entry.gpu == gpu
+                && (entry.profile_id, entry.start, entry.size)
+                    == (live.profile_id, live.start, live.size)
+                && entry.gpu_instance.is_none_or(|id| id == live.id)
+        })
+        .map(|entry| entry.generation)
+        .max()
+}

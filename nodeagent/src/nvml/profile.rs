@@ -1,0 +1,160 @@
+//! What a card offers: GPU instance profiles with their legal starts.
+
+use std::ptr;
+
+use domain::{Model, Offer};
+use nvml_wrapper_sys::bindings as sys;
+
+use super::{Cards, Code, NvmlError, c_text, call, version};
+
+/// Constants are tried until NVML says that there are no more; this is only a bound against a broken library.
+const MOST_PROFILES: u32 = 64;
+
+/// Names of the profile constants' attributes, for drivers that do not tell the profile's name.
+/// NVML header: `NVML_GPU_INSTANCE_PROFILE_*`.
+fn attribute(constant: u32) -> &'static str {
+    match constant {
+        7 | 8 => "+me",
+        0xa..=0xc | 0x11 => "+gfx",
+        0xd | 0xe => "-me",
+        0xf | 0x10 => "+me.all",
+        _ => "",
+    }
+}
+
+impl Cards {
+    /// Model, memory and offers of a card.
+    pub(super) fn model(&self, device: sys::nvmlDevice_t, mig: bool) -> Result<Model, NvmlError> {
+        let name = self.text(96, |buffer, length| {
+            call!(self, nvmlDeviceGetName(device, buffer, length))
+        })?;
+        let mut memory = sys::nvmlMemory_st {
+            total: 0,
+            free: 0,
+            used: 0,
+        };
+        call!(self, nvmlDeviceGetMemoryInfo(device, &raw mut memory))?;
+        let memory_mib = memory.total >> 20;
+        let offers = if mig {
+            self.offers(device, memory_mib)?
+        } else {
+            vec![]
+        };
+        let whole = offers
+            .iter()
+            .max_by_key(|offer| (offer.size, offer.compute_slices));
+        Ok(Model {
+            name,
+            memory_mib,
+            memory_slices: whole.map_or(0, |offer| offer.size),
+            compute_slices: whole.map_or(0, |offer| offer.compute_slices),
+            offers,
+        })
+    }
+
+    fn offers(&self, device: sys::nvmlDevice_t, total_mib: u64) -> Result<Vec<Offer>, NvmlError> {
+        let mut offers: Vec<Offer> = Vec::new();
+        for constant in 0..MOST_PROFILES {
+            // SAFETY: a plain C struct, for which zeros are a value.
+            let mut info: sys::nvmlGpuInstanceProfileInfo_t = unsafe { std::mem::zeroed() };
+            match call!(
+                self,
+                nvmlDeviceGetGpuInstanceProfileInfo(device, constant, &raw mut info)
+            ) {
+                Ok(()) => {}
+                Err(error) if error.code() == Some(Code::NOT_SUPPORTED) => continue,
+                Err(error) if error.code() == Some(Code::INVALID_ARGUMENT) => break,
+                Err(error) => return Err(error),
+            }
+            let placements = self.placements(device, info.id)?;
+            let Some(size) = placements.first().map(|placement| placement.size) else {
+                continue;
+            };
+            let name = self
+                .profile_name(device, constant)
+                .unwrap_or_else(|| nominal_name(constant, &info, total_mib));
+            offers.push(Offer {
+                profile: name,
+                profile_id: info.id,
+                memory_mib: info.memorySizeMB,
+                multiprocessors: info.multiprocessorCount,
+                compute_slices: narrow(info.sliceCount),
+                size: narrow(size),
+                starts: {
+                    let mut starts: Vec<_> = placements.iter().map(|p| narrow(p.start)).collect();
+                    starts.sort_unstable();
+                    starts
+                },
+                max_count: narrow(info.instanceCount),
+            });
+        }
+        Ok(offers)
+    }
+
+    /// The driver's own name of a profile, from the versioned struct.
+    fn profile_name(&self, device: sys::nvmlDevice_t, constant: u32) -> Option<String> {
+        // SAFETY: a plain C struct, for which zeros are a value.
+        let mut info: sys::nvmlGpuInstanceProfileInfo_v2_t = unsafe { std::mem::zeroed() };
+        info.version = version::<sys::nvmlGpuInstanceProfileInfo_v2_t>(2);
+        call!(
+            self,
+            nvmlDeviceGetGpuInstanceProfileInfoV(device, constant, &raw mut info)
+        )
+        .ok()?;
+        let bytes: Vec<u8> = info.name.iter().map(|c| c.to_ne_bytes()[0]).collect();
+        let name = c_text(&bytes);
+        let name = name.strip_prefix("MIG ").unwrap_or(&name);
+        (!name.is_empty()).then(|| name.to_owned())
+    }
+
+    /// All legal placements of a profile, whatever is occupied (`..PossiblePlacements_v2`).
+    fn placements(
+        &self,
+        device: sys::nvmlDevice_t,
+        profile_id: u32,
+    ) -> Result<Vec<sys::nvmlGpuInstancePlacement_t>, NvmlError> {
+        let mut count = 0;
+        call!(
+            self,
+            nvmlDeviceGetGpuInstancePossiblePlacements_v2(
+                device,
+                profile_id,
+                ptr::null_mut(),
+                &raw mut count
+            )
+        )?;
+        let mut placements =
+            vec![sys::nvmlGpuInstancePlacement_t { start: 0, size: 0 }; count as usize];
+        call!(
+            self,
+            nvmlDeviceGetGpuInstancePossiblePlacements_v2(
+                device,
+                profile_id,
+                placements.as_mut_ptr(),
+                &raw mut count
+            )
+        )?;
+        placements.truncate(count as usize);
+        Ok(placements)
+    }
+}
+
+/// The name by go-nvlib's rule (`mig_profile.go`): gigabytes are eighths of the card, rounded.
+fn nominal_name(constant: u32, info: &sys::nvmlGpuInstanceProfileInfo_t, total_mib: u64) -> String {
+    #[allow(
+        clippy::cast_precision_loss,
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "sizes in MiB are small and positive"
+    )]
+    let gb = {
+        let eighths = (info.memorySizeMB as f64 / total_mib.max(1) as f64 * 8.0).ceil() / 8.0;
+        (eighths * (total_mib as f64 / 1024.0).ceil()).round() as u64
+    };
+    format!("{}g.{gb}gb{}", info.sliceCount, attribute(constant))
+}
+
+/// Slice numbers and counts are far below 256; more is a broken library and ends as "none".
+pub(super) fn narrow(number: u32) -> u8 {
+    u8::try_from(number).unwrap_or(0)
+}

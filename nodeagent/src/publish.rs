@@ -1,0 +1,304 @@
+//! The node's `GpuNode` object: written whenever what it says has changed.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use daemon::gpu_node::{GpuNode, GpuNodeSpec};
+use domain::{Condition, Gpu, GpuNodeStatus, Instance, InstanceState, keys};
+use k8s_openapi::{api::core::v1::Node, apimachinery::pkg::apis::meta::v1::OwnerReference};
+use kube::{
+    Api, Client, Resource, ResourceExt,
+    api::{ObjectMeta, Patch, PatchParams, PostParams},
+};
+use tokio::sync::watch;
+
+use crate::{
+    instances::{Instances, Tenure},
+    materialise::Inventory,
+};
+
+/// The cards as they are published.
+pub fn cards(instances: &Instances, shares: u32) -> Vec<Gpu> {
+    let mut gpus: Vec<Gpu> = instances
+        .cards
+        .values()
+        .map(|state| Gpu {
+            index: state.card.index,
+            uuid: state.card.uuid.clone(),
+            model: state.card.model.name.clone(),
+            memory_mib: state.card.model.memory_mib,
+            mode: state.mode(),
+            changing_to: instances.changing_to(&state.card.uuid),
+            unhealthy: state.unhealthy.clone(),
+            shares,
+            numa: state.card.numa,
+            instances: state
+                .instances
+                .iter()
+                .map(|held| {
+                    let offer = state
+                        .card
+                        .model
+                        .offers
+                        .iter()
+                        .find(|offer| offer.profile_id == held.live.profile_id);
+                    let (pod_uid, pod, container, reason) = match &held.tenure {
+                        Tenure::Pod {
+                            uid,
+                            pod,
+                            container,
+                        } => (
+                            Some(uid.clone()),
+                            Some(pod.clone()),
+                            Some(container.clone()),
+                            None,
+                        ),
+                        Tenure::Lingering { pod, .. } => (
+                            None,
+                            Some(pod.clone()),
+                            None,
+                            Some("processes of a pod that is over still run on it".to_owned()),
+                        ),
+                        Tenure::Stuck { reason, .. } => (None, None, None, Some(reason.clone())),
+                        Tenure::Foreign => {
+                            (None, None, None, Some("not made by Tessera".to_owned()))
+                        }
+                        Tenure::Idle { .. } => (None, None, None, None),
+                    };
+                    Instance {
+                        profile: offer.map_or_else(
+                            || format!("profile-{}", held.live.profile_id),
+                            |offer| offer.profile.clone(),
+                        ),
+                        start: held.live.start,
+                        size: held.live.size,
+                        gpu_instance_id: held.live.id,
+                        uuid: held
+                            .live
+                            .compute
+                            .first()
+                            .map(|compute| compute.uuid.clone()),
+                        memory_mib: offer.map_or(0, |offer| offer.memory_mib),
+                        state: held.state(),
+                        pod,
+                        pod_uid,
+                        container,
+                        reason,
+                    }
+                })
+                .collect(),
+        })
+        .collect();
+    gpus.sort_by_key(|gpu| gpu.index);
+    gpus
+}
+
+/// The whole status; conditions keep their time of change from `before`.
+fn status(
+    inventory: &Inventory,
+    node: Option<&Node>,
+    shares: u32,
+    before: &[Condition],
+) -> GpuNodeStatus {
+    let instances = &inventory.instances;
+    let gpus = cards(instances, shares);
+    let mut models = BTreeMap::new();
+    for state in instances.cards.values() {
+        models
+            .entry(state.card.model.name.clone())
+            .or_insert_with(|| state.card.model.clone());
+    }
+    let conditions = conditions(inventory, node, &gpus)
+        .into_iter()
+        .map(|(kind, holds, reason, message)| {
+            let status = if holds { "True" } else { "False" };
+            let since = before
+                .iter()
+                .find(|known| known.kind == kind && known.status == status)
+                .map_or_else(
+                    || {
+                        jiff::Timestamp::now()
+                            .strftime("%Y-%m-%dT%H:%M:%SZ")
+                            .to_string()
+                    },
+                    |known| known.last_transition_time.clone(),
+                );
+            Condition {
+                kind: kind.to_owned(),
+                status: status.to_owned(),
+                reason: reason.to_owned(),
+                message,
+                last_transition_time: since,
+            }
+        })
+        .collect();
+    GpuNodeStatus {
+        mode: instances.wanted_mode,
+        models: models.into_values().collect(),
+        gpus,
+        conditions,
+        ..GpuNodeStatus::default()
+    }
+    .summed_up()
+}
+
+type Said = (&'static str, bool, &'static str, String);
+
+fn conditions(inventory: &Inventory, node: Option<&Node>, gpus: &[Gpu]) -> Vec<Said> {
+    let mut said: Vec<Said> = vec![match &inventory.nvml {
+        Ok(()) => (
+            "Ready",
+            true,
+            "NvmlAnswers",
+            "NVML answers for every card".to_owned(),
+        ),
+        Err(words) => ("Ready", false, "NvmlFails", words.clone()),
+    }];
+    let changing: Vec<_> = inventory
+        .instances
+        .cards
+        .values()
+        .filter_map(|state| {
+            let to = inventory.instances.changing_to(&state.card.uuid)?;
+            Some(match &state.mode_failure {
+                Some((words, _)) => format!("GPU {} to {to}: {words}", state.card.index),
+                None => format!("GPU {} to {to} when it is idle", state.card.index),
+            })
+        })
+        .collect();
+    said.push(if changing.is_empty() {
+        (
+            "ModeChanging",
+            false,
+            "AsWanted",
+            "every card works in the mode that is wanted".to_owned(),
+        )
+    } else {
+        ("ModeChanging", true, "WaitingForIdle", changing.join("; "))
+    });
+    let held = |state: InstanceState| {
+        gpus.iter()
+            .flat_map(|gpu| gpu.instances.iter().map(move |instance| (gpu, instance)))
+            .filter(|(_, instance)| instance.state == state)
+            .map(|(gpu, i)| {
+                let reason = i.reason.as_deref().unwrap_or("no reason known");
+                format!(
+                    "{} at {} of GPU {}: {reason}",
+                    i.profile, i.start, gpu.index
+                )
+            })
+            .collect::<Vec<_>>()
+            .join("; ")
+    };
+    for (kind, state, none) in [
+        (
+            "Quarantined",
+            InstanceState::Quarantined,
+            "no instance is stuck",
+        ),
+        (
+            "ForeignInstances",
+            InstanceState::Foreign,
+            "all instances are Tessera's",
+        ),
+    ] {
+        let words = held(state);
+        said.push(if words.is_empty() {
+            (kind, false, "None", none.to_owned())
+        } else {
+            (kind, true, "Found", words)
+        });
+    }
+    let other = node.is_some_and(|node| node.labels().contains_key(keys::MIG_CONFIG));
+    said.push(if other {
+        let message = format!(
+            "the node has the label {}: NVIDIA's MIG manager may change instances",
+            keys::MIG_CONFIG
+        );
+        ("OtherMigManager", true, "Labelled", message)
+    } else {
+        (
+            "OtherMigManager",
+            false,
+            "None",
+            "no other MIG manager is known".to_owned(),
+        )
+    });
+    said
+}
+
+/// Publishes the inventory whenever it changes, for ever.
+pub async fn run(
+    client: Client,
+    node_name: String,
+    shares: u32,
+    mut inventory: watch::Receiver<Arc<Inventory>>,
+    mut node: watch::Receiver<Option<Node>>,
+) {
+    let api: Api<GpuNode> = Api::all(client);
+    let mut published: Option<GpuNodeStatus> = None;
+    loop {
+        let state = inventory.borrow_and_update().clone();
+        let known_node = node.borrow_and_update().clone();
+        let before = published
+            .as_ref()
+            .map_or(&[][..], |status| &status.conditions);
+        let fresh = status(&state, known_node.as_ref(), shares, before);
+        if published.as_ref() != Some(&fresh) {
+            match write(&api, &node_name, known_node.as_ref(), &fresh).await {
+                Ok(()) => published = Some(fresh),
+                Err(error) => {
+                    tracing::warn!(
+                        error = &error as &dyn std::error::Error,
+                        "Cannot publish the inventory, trying again"
+                    );
+                    tokio::time::sleep(Duration::from_secs(1)).await;
+                    continue;
+                }
+            }
+        }
+        // Changes come in bursts while instances are made: one write for what comes together.
+        let changed = async {
+            tokio::select! { _ = inventory.changed() => {}, _ = node.changed() => {} }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        };
+        changed.await;
+    }
+}
+
+async fn write(
+    api: &Api<GpuNode>,
+    name: &str,
+    node: Option<&Node>,
+    status: &GpuNodeStatus,
+) -> kube::Result<()> {
+    // A merge patch leaves what is not named: absent values of the status must be nulled by replacing it whole.
+    let patch = serde_json::json!([{ "op": "add", "path": "/status", "value": status }]);
+    let patch: Patch<()> =
+        Patch::Json(serde_json::from_value(patch).map_err(kube::Error::SerdeError)?);
+    match api
+        .patch_status(name, &PatchParams::default(), &patch)
+        .await
+    {
+        Err(kube::Error::Api(refused)) if refused.is_not_found() => {
+            let owner = node.and_then(|node| node.controller_owner_ref(&()));
+            let owner: Option<OwnerReference> = owner.map(|owner| OwnerReference {
+                controller: None,
+                ..owner
+            });
+            let object = GpuNode {
+                metadata: ObjectMeta {
+                    name: Some(name.to_owned()),
+                    owner_references: owner.map(|owner| vec![owner]),
+                    ..ObjectMeta::default()
+                },
+                spec: GpuNodeSpec {},
+                status: None,
+            };
+            api.create(&PostParams::default(), &object).await?;
+            api.patch_status(name, &PatchParams::default(), &patch)
+                .await
+                .map(|_| ())
+        }
+        other => other.map(|_| ()),
+    }
+}
