@@ -196,7 +196,7 @@ mod tests {
             json!({ "type": "MODIFIED", "object": pod("a", Some("n1"), "Failed") }),
             json!({ "type": "DELETED", "object": pod("c", Some("n2"), "Running") }),
         ];
-        let lines: String = events.iter().map(|event| format!("{event}\n")).collect();
+        let lines = events.map(|event| format!("{event}\n")).concat();
         reply.send_response(Response::new(Body::from(lines.into_bytes())));
         // The watch ends with its body; the next request says that all events were taken.
         let _ = server.next_request().await.unwrap();

@@ -49,11 +49,10 @@ impl Tasks {
             ended = self.running.join_next_with_id() => ended,
         };
         let result = match early {
-            None => Ok(()),
             Some(Ok((id, Ok(())))) if !self.token.is_cancelled() => {
                 Err(anyhow::anyhow!("task {} ended early", self.name(id)))
             }
-            Some(Ok((_, Ok(())))) => Ok(()),
+            None | Some(Ok((_, Ok(())))) => Ok(()),
             Some(Ok((id, Err(error)))) => {
                 Err(error.context(format!("task {} failed", self.name(id))))
             }
@@ -71,13 +70,12 @@ impl Tasks {
         })
         .await;
         result?;
-        match drained {
-            Ok(rest) => rest,
-            Err(_) => {
-                let late = self.running.len();
-                tracing::warn!(late, "Tasks did not end in time");
-                Ok(())
-            }
+        if let Ok(rest) = drained {
+            rest
+        } else {
+            let late = self.running.len();
+            tracing::warn!(late, "Tasks did not end in time");
+            Ok(())
         }
     }
 

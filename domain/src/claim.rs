@@ -87,6 +87,10 @@ struct Wire {
     containers: Vec<ContainerClaim>,
 }
 
+#[allow(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "the form that serde calls"
+)]
 fn is_app(kind: &ContainerKind) -> bool {
     *kind == ContainerKind::App
 }

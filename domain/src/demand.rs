@@ -244,7 +244,7 @@ fn container_demand(
     .into_iter()
     .find(|(_, value)| value.is_some_and(|value| value > 0));
     let count = match (count, asks_more) {
-        (None, None) | (Some(0), None) => return Ok(None),
+        (None | Some(0), None) => return Ok(None),
         (Some(0), Some((resource, _))) => {
             return Err(DemandError::NoDevice {
                 container: name.clone(),

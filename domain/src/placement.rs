@@ -371,7 +371,7 @@ impl<'a> Search<'a> {
                 ContainerKind::Init => {}
             }
         }
-        lendable.sort_by_key(|device| device_mib(device));
+        lendable.sort_by_key(device_mib);
         for index in 0..demand.count as usize {
             let fits = |device: &ClaimedDevice| {
                 let card = with_apps.iter().find(|card| card.gpu.uuid == device.gpu());

@@ -267,10 +267,9 @@ impl Instances {
                     containers().next().map(|container| (pod, container))
                 });
                 match (&held.tenure, claimant) {
-                    (Tenure::Foreign, _) => {}
                     (Tenure::Pod { uid, .. }, Some((pod, _))) if *uid == pod.uid => {}
                     // Processes of the last pod are still there: not yet for the next one.
-                    (Tenure::Lingering { .. } | Tenure::Stuck { .. }, _) => {}
+                    (Tenure::Foreign | Tenure::Lingering { .. } | Tenure::Stuck { .. }, _) => {}
                     (Tenure::Pod { uid, pod: last, .. }, _) if !pods.contains_key(uid) => {
                         held.tenure = Tenure::Lingering {
                             pod: last.clone(),

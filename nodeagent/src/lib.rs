@@ -49,6 +49,10 @@ use crate::{
 };
 
 /// Runs the agent until a signal.
+#[allow(
+    clippy::too_many_lines,
+    reason = "one list of the tasks and what each is given"
+)]
 pub async fn run(args: Args) -> anyhow::Result<()> {
     let Args {
         node_name,
@@ -120,7 +124,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         let mut follower = pods::Follower::default();
         until(token.clone(), async move {
             follow::objects(api, only, Some(latch), |change| {
-                follower.apply(change, &owner, &share_pods)
+                follower.apply(change, &owner, &share_pods);
             })
             .await;
         })

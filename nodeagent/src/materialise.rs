@@ -455,58 +455,7 @@ impl Thread {
                 pod,
                 container,
                 slot,
-            } => {
-                let result = self.create(cards, &slot);
-                self.metrics.created(started.elapsed(), result.is_ok());
-                match result {
-                    Ok((live, generation)) => {
-                        tracing::info!(
-                            pod,
-                            container,
-                            gpu = slot.gpu,
-                            profile = slot.profile,
-                            start = slot.start,
-                            id = live.id,
-                            ms = millis(started.elapsed()),
-                            "Made an instance"
-                        );
-                        self.state
-                            .create_failures
-                            .remove(&(uid.clone(), slot.clone()));
-                        if let Some(state) = self.state.cards.get_mut(&slot.gpu) {
-                            state.instances.push(Held {
-                                live,
-                                generation: Some(generation),
-                                tenure: Tenure::Pod {
-                                    uid,
-                                    pod,
-                                    container,
-                                },
-                            });
-                        }
-                        Ok(())
-                    }
-                    Err(error) => {
-                        let words = format!(
-                            "cannot make {} at {} on {}: {error}",
-                            slot.profile, slot.start, slot.gpu
-                        );
-                        tracing::warn!(pod, container, words, "Creation failed");
-                        self.happen(Happening {
-                            pod_uid: Some(uid.clone()),
-                            warning: true,
-                            reason: "InstanceCreationFailed",
-                            message: words.clone(),
-                        });
-                        let retry_at = self.now() + 2_000;
-                        self.state
-                            .create_failures
-                            .insert((uid, slot), (words.clone(), retry_at));
-                        self.survey(cards);
-                        Err(words)
-                    }
-                }
-            }
+            } => self.create(cards, uid, pod, container, slot),
             Step::Destroy { gpu, id } => self.destroy(cards, &gpu, id, started),
             Step::Look { gpu, id } => {
                 let now = self.now();
@@ -533,32 +482,95 @@ impl Thread {
                 }
                 Ok(())
             }
-            Step::SetMode { gpu, mode } => {
-                let result = cards.set_mig_mode(&gpu, mode == VgpuMode::Mig);
-                let now = self.now();
-                let failure = result.as_ref().err().map(ToString::to_string);
-                if let Some(state) = self.state.cards.get_mut(&gpu) {
-                    state.mode_failure = failure.clone().map(|words| (words, now + 10_000));
+            Step::SetMode { gpu, mode } => self.set_mode(cards, &gpu, mode),
+        }
+    }
+
+    fn create(
+        &mut self,
+        cards: &Cards,
+        uid: String,
+        pod: String,
+        container: String,
+        slot: Slot,
+    ) -> Result<(), String> {
+        let started = Instant::now();
+        let result = self.make(cards, &slot);
+        self.metrics.created(started.elapsed(), result.is_ok());
+        match result {
+            Ok((live, generation)) => {
+                tracing::info!(
+                    pod,
+                    container,
+                    gpu = slot.gpu,
+                    profile = slot.profile,
+                    start = slot.start,
+                    id = live.id,
+                    ms = millis(started.elapsed()),
+                    "Made an instance"
+                );
+                self.state
+                    .create_failures
+                    .remove(&(uid.clone(), slot.clone()));
+                if let Some(state) = self.state.cards.get_mut(&slot.gpu) {
+                    state.instances.push(Held {
+                        live,
+                        generation: Some(generation),
+                        tenure: Tenure::Pod {
+                            uid,
+                            pod,
+                            container,
+                        },
+                    });
                 }
-                match &failure {
-                    None => tracing::info!(gpu, %mode, "Changed the mode"),
-                    Some(words) => {
-                        tracing::warn!(gpu, %mode, words, "Cannot change the mode");
-                        self.happen(Happening {
-                            pod_uid: None,
-                            warning: true,
-                            reason: "ModeChangeFailed",
-                            message: format!("GPU {gpu} cannot change to mode {mode}: {words}"),
-                        });
-                    }
-                }
+                Ok(())
+            }
+            Err(error) => {
+                let words = format!(
+                    "cannot make {} at {} on {}: {error}",
+                    slot.profile, slot.start, slot.gpu
+                );
+                tracing::warn!(pod, container, words, "Creation failed");
+                self.happen(Happening {
+                    pod_uid: Some(uid.clone()),
+                    warning: true,
+                    reason: "InstanceCreationFailed",
+                    message: words.clone(),
+                });
+                let retry_at = self.now() + 2_000;
+                self.state
+                    .create_failures
+                    .insert((uid, slot), (words.clone(), retry_at));
                 self.survey(cards);
-                failure.map_or(Ok(()), Err)
+                Err(words)
             }
         }
     }
 
-    fn create(&mut self, cards: &Cards, slot: &Slot) -> Result<(LiveInstance, u64), String> {
+    fn set_mode(&mut self, cards: &Cards, gpu: &str, mode: VgpuMode) -> Result<(), String> {
+        let result = cards.set_mig_mode(gpu, mode == VgpuMode::Mig);
+        let now = self.now();
+        let failure = result.as_ref().err().map(ToString::to_string);
+        if let Some(state) = self.state.cards.get_mut(gpu) {
+            state.mode_failure = failure.clone().map(|words| (words, now + 10_000));
+        }
+        match &failure {
+            None => tracing::info!(gpu, %mode, "Changed the mode"),
+            Some(words) => {
+                tracing::warn!(gpu, %mode, words, "Cannot change the mode");
+                self.happen(Happening {
+                    pod_uid: None,
+                    warning: true,
+                    reason: "ModeChangeFailed",
+                    message: format!("GPU {gpu} cannot change to mode {mode}: {words}"),
+                });
+            }
+        }
+        self.survey(cards);
+        failure.map_or(Ok(()), Err)
+    }
+
+    fn make(&mut self, cards: &Cards, slot: &Slot) -> Result<(LiveInstance, u64), String> {
         let words = |error: &dyn std::error::Error| error.to_string();
         let state = self.state.cards.get(&slot.gpu).ok_or("the card is gone")?;
         let offer = state

@@ -88,7 +88,7 @@ pub fn resolve(
                 unknown = Some(format!(
                     "pod of container {} is not known yet",
                     holding.container
-                ))
+                ));
             }
         }
     }
@@ -116,13 +116,16 @@ pub fn resolve(
     candidates.retain(|(candidate, _)| candidate.uid == pod.uid);
     choose(
         pod,
-        candidates.iter().map(|(_, container)| *container).collect(),
+        &candidates
+            .iter()
+            .map(|(_, container)| *container)
+            .collect::<Vec<_>>(),
         served,
     )
 }
 
 /// Of a pod's containers with the same ids, the one whose turn it is.
-fn choose(pod: &ClaimedPod, candidates: Vec<&str>, served: Option<&Served>) -> Owner {
+fn choose(pod: &ClaimedPod, candidates: &[&str], served: Option<&Served>) -> Owner {
     let found = |container: &str| Owner::Container {
         uid: pod.uid.clone(),
         container: container.to_owned(),

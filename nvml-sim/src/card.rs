@@ -425,19 +425,16 @@ fn version5(message: &[u8]) -> String {
     let mut hash = Sha1::digest(message);
     hash[6] = hash[6] & 0x0f | 0x50;
     hash[8] = hash[8] & 0x3f | 0x80;
-    let hex: String = hash
-        .iter()
-        .take(16)
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
-    format!(
-        "{}-{}-{}-{}-{}",
-        &hex[..8],
-        &hex[8..12],
-        &hex[12..16],
-        &hex[16..20],
-        &hex[20..]
-    )
+    let hex = |bytes: &[u8]| {
+        bytes
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect::<Vec<_>>()
+            .concat()
+    };
+    [0..4, 4..6, 6..8, 8..10, 10..16]
+        .map(|range| hex(&hash[range]))
+        .join("-")
 }
 
 #[cfg(test)]

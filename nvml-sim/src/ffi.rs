@@ -166,7 +166,7 @@ fn call(
             Some(Action::Code(code)) => return code,
             Some(Action::DelayMs(ms)) => std::thread::sleep(Duration::from_millis(ms)),
             Some(Action::Hang) => loop {
-                std::thread::sleep(Duration::from_secs(3600));
+                std::thread::sleep(Duration::from_hours(1));
             },
             Some(Action::KillBefore) => kill_self(),
             Some(Action::KillAfter) | None => {}

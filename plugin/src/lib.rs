@@ -1,1 +1,237 @@
-//! Placeholder.
+//! The scheduler plugin of Tessera, served to kube-scheduler as an HTTP extender on loopback.
+//!
+//! In the words of the scheduler framework: *Filter* and *Score* plan the pod on each node ([`verbs`]),
+//! *Reserve* and *Bind* plan again, assume the claim, and post the binding that carries it ([`bind`]).
+//! Its state is rebuilt from the API server alone: `GpuNode`s and the claims on pods.
+
+pub mod bind;
+pub mod protocol;
+pub mod verbs;
+
+use std::{
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use anyhow::Context;
+use daemon::{
+    admin,
+    args::{ConfigArgs, LogArgs},
+    follow::{self, Shared},
+    ready::Readiness,
+    serve::{self, Body, json, text},
+    shutdown,
+    tasks::{Tasks, until},
+};
+use hyper::{Method, Request, Response, StatusCode, body::Incoming};
+use prometheus_client::{
+    encoding::{EncodeLabelSet, EncodeLabelValue},
+    metrics::{
+        family::Family,
+        histogram::{Histogram, exponential_buckets},
+    },
+    registry::{Registry, Unit},
+};
+use tokio::net::TcpListener;
+
+pub use crate::verbs::choose;
+use crate::{
+    bind::Binder,
+    protocol::{ExtenderArgs, ExtenderBindingArgs, ExtenderBindingResult},
+};
+
+/// Largest request: a pod with the names of ten thousand nodes.
+const BODY_LIMIT: usize = 16 << 20;
+
+/// Places pods on GPUs, beside kube-scheduler.
+#[derive(Clone, Debug, clap::Parser)]
+#[command(version)]
+pub struct Args {
+    /// Address of the extender, for kube-scheduler in the same pod.
+    #[arg(long, env, default_value = "127.0.0.1:8888")]
+    pub listen: SocketAddr,
+    /// Address of `/live`, `/ready` and `/metrics`.
+    #[arg(long, env = "TESSERA_ADMIN_ADDRESS", default_value = "0.0.0.0:8081")]
+    pub admin_address: SocketAddr,
+    /// Shared settings.
+    #[command(flatten)]
+    pub config: ConfigArgs,
+    /// Logs.
+    #[command(flatten)]
+    pub log: LogArgs,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+#[allow(non_camel_case_types, reason = "the value of a label")]
+enum Verb {
+    filter,
+    prioritize,
+    bind,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Labels {
+    verb: Verb,
+}
+
+#[derive(Clone, Debug)]
+struct Metrics(Family<Labels, Histogram, fn() -> Histogram>);
+
+impl Metrics {
+    fn register(registry: &mut Registry) -> Self {
+        let family = Family::<Labels, Histogram, fn() -> Histogram>::new_with_constructor(|| {
+            Histogram::new(exponential_buckets(0.0001, 2.0, 16))
+        });
+        registry
+            .sub_registry_with_prefix("plugin")
+            .register_with_unit(
+                "request_duration",
+                "Time to answer kube-scheduler",
+                Unit::Seconds,
+                family.clone(),
+            );
+        Self(family)
+    }
+}
+
+/// Runs the plugin until a signal.
+pub async fn run(args: Args) -> anyhow::Result<()> {
+    let Args {
+        listen,
+        admin_address,
+        config,
+        log,
+    } = args;
+    log.init()?;
+    let config = config.load()?;
+    let token = shutdown::on_signal()?;
+    let client = daemon::client().await?;
+    let bind_to = async |address: SocketAddr| {
+        TcpListener::bind(address)
+            .await
+            .with_context(|| format!("cannot listen on {address}"))
+    };
+    let (listener, admin_listener) = (bind_to(listen).await?, bind_to(admin_address).await?);
+    let readiness = Readiness::default();
+    let mut registry = daemon::metrics::registry("plugin");
+    let metrics = Metrics::register(&mut registry);
+    let cluster = Shared::default();
+    let binder = Binder {
+        client: client.clone(),
+        cluster: cluster.clone(),
+        config,
+        epoch: Instant::now(),
+    };
+    let mut tasks = Tasks::new(token.clone());
+    let (pods, nodes) = (readiness.latch("pods"), readiness.latch("gpunodes"));
+    tasks.spawn(
+        "pods",
+        until(
+            token.clone(),
+            follow::pods(client.clone(), cluster.clone(), pods),
+        ),
+    );
+    tasks.spawn(
+        "gpunodes",
+        until(token.clone(), follow::gpu_nodes(client, cluster, nodes)),
+    );
+    tasks.spawn("expire", {
+        let binder = binder.clone();
+        until(token.clone(), async move {
+            loop {
+                tokio::time::sleep(Duration::from_secs(5)).await;
+                binder.cluster.write().expire(binder.now());
+            }
+        })
+    });
+    tasks.spawn(
+        "admin",
+        admin::serve(
+            admin_listener,
+            Arc::new(registry),
+            readiness.clone(),
+            token.clone(),
+        ),
+    );
+    tasks.spawn(
+        "extender",
+        serve::plain(listener, token, move |request| {
+            answer(request, binder.clone(), metrics.clone(), readiness.clone())
+        }),
+    );
+    tasks.run().await
+}
+
+async fn answer(
+    request: Request<Incoming>,
+    binder: Binder,
+    metrics: Metrics,
+    readiness: Readiness,
+) -> Response<Body> {
+    let verb = match (request.method(), request.uri().path()) {
+        (&Method::POST, "/filter") => Verb::filter,
+        (&Method::POST, "/prioritize") => Verb::prioritize,
+        (&Method::POST, "/bind") => Verb::bind,
+        _ => {
+            return text(
+                StatusCode::NOT_FOUND,
+                "POST /filter, /prioritize or /bind\n",
+            );
+        }
+    };
+    // A view without all claims would give away what is held.
+    let waiting = readiness.waiting();
+    if !waiting.is_empty() {
+        return text(
+            StatusCode::SERVICE_UNAVAILABLE,
+            format!("waiting for {}", waiting.join(", ")),
+        );
+    }
+    let started = Instant::now();
+    let body = match serve::body(request, BODY_LIMIT).await {
+        Ok(body) => body,
+        Err(answer) => return *answer,
+    };
+    let bad = |error: serde_json::Error| {
+        text(
+            StatusCode::BAD_REQUEST,
+            format!("not the extender protocol: {error}"),
+        )
+    };
+    let response = match verb {
+        Verb::filter => match serde_json::from_slice::<ExtenderArgs>(&body) {
+            Ok(args) => json(&verbs::filter(args, &binder.cluster.read(), &binder.config)),
+            Err(error) => bad(error),
+        },
+        Verb::prioritize => match serde_json::from_slice::<ExtenderArgs>(&body) {
+            Ok(args) => json(&verbs::prioritize(
+                &args,
+                &binder.cluster.read(),
+                &binder.config,
+            )),
+            Err(error) => bad(error),
+        },
+        Verb::bind => match serde_json::from_slice::<ExtenderBindingArgs>(&body) {
+            Ok(args) => {
+                let error = binder.bind(&args).await.err().unwrap_or_default();
+                let (pod, node) = (
+                    format!("{}/{}", args.pod_namespace, args.pod_name),
+                    &args.node,
+                );
+                if error.is_empty() {
+                    tracing::info!(pod, node, "Bound a pod");
+                } else {
+                    tracing::warn!(pod, node, error, "Did not bind a pod");
+                }
+                json(&ExtenderBindingResult { error })
+            }
+            Err(error) => bad(error),
+        },
+    };
+    metrics
+        .0
+        .get_or_create(&Labels { verb })
+        .observe(started.elapsed().as_secs_f64());
+    response
+}

@@ -1,2 +1,9 @@
-//! Placeholder.
-fn main() {}
+//! The scheduler plugin's process.
+
+use clap::Parser;
+
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
+    daemon::install_crypto();
+    plugin::run(plugin::Args::parse()).await
+}

@@ -99,7 +99,7 @@ impl Cards {
         let mut info: sys::nvmlComputeInstanceInfo_t = unsafe { std::mem::zeroed() };
         call!(self, nvmlComputeInstanceGetInfo_v2(handle, &raw mut info))?;
         // `device` is documented as the parent but is the MIG device handle in practice.
-        let uuid = self.text(96, |buffer, length| {
+        let uuid = super::text(96, |buffer, length| {
             call!(self, nvmlDeviceGetUUID(info.device, buffer, length))
         })?;
         Ok(ComputeInstance { id: info.id, uuid })

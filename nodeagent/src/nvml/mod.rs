@@ -105,7 +105,7 @@ impl Cards {
     }
 
     /// Everything about every card; a card that fails is skipped and reported beside.
-    pub fn survey(&self) -> Result<(Vec<SurveyedCard>, Vec<(u32, NvmlError)>), NvmlError> {
+    pub fn survey(&self) -> Result<Survey, NvmlError> {
         let mut count = 0;
         call!(self, nvmlDeviceGetCount_v2(&raw mut count))?;
         let mut cards = Vec::new();
@@ -135,7 +135,7 @@ impl Cards {
         };
         Ok(SurveyedCard {
             index,
-            uuid: self.text(96, |buffer, length| {
+            uuid: text(96, |buffer, length| {
                 call!(self, nvmlDeviceGetUUID(device, buffer, length))
             })?,
             minor,
@@ -192,17 +192,19 @@ impl Cards {
         )?;
         Ok(device)
     }
+}
 
-    /// Calls `fill` with a buffer of `length` bytes and reads the C string it wrote.
-    fn text(
-        &self,
-        length: u32,
-        fill: impl FnOnce(*mut std::ffi::c_char, u32) -> Result<(), NvmlError>,
-    ) -> Result<String, NvmlError> {
-        let mut buffer = vec![0u8; length as usize];
-        fill(buffer.as_mut_ptr().cast(), length)?;
-        Ok(c_text(&buffer))
-    }
+/// What a look at all cards gave: those that answered, and the index and error of those that did not.
+pub type Survey = (Vec<SurveyedCard>, Vec<(u32, NvmlError)>);
+
+/// Calls `fill` with a buffer of `length` bytes and reads the C string it wrote.
+fn text(
+    length: u32,
+    fill: impl FnOnce(*mut std::ffi::c_char, u32) -> Result<(), NvmlError>,
+) -> Result<String, NvmlError> {
+    let mut buffer = vec![0u8; length as usize];
+    fill(buffer.as_mut_ptr().cast(), length)?;
+    Ok(c_text(&buffer))
 }
 
 /// The text before the first NUL.

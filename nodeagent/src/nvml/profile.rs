@@ -25,7 +25,7 @@ fn attribute(constant: u32) -> &'static str {
 impl Cards {
     /// Model, memory and offers of a card.
     pub(super) fn model(&self, device: sys::nvmlDevice_t, mig: bool) -> Result<Model, NvmlError> {
-        let name = self.text(96, |buffer, length| {
+        let name = super::text(96, |buffer, length| {
             call!(self, nvmlDeviceGetName(device, buffer, length))
         })?;
         let mut memory = sys::nvmlMemory_st {

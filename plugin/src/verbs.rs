@@ -1,0 +1,226 @@
+//! Filter and Score of the scheduler framework, over the cluster's view. Pure.
+
+use std::collections::BTreeSet;
+
+use domain::{Choice, Cluster, Config, Demand};
+use k8s_openapi::List;
+use kube::ResourceExt;
+
+use crate::protocol::{ExtenderArgs, FilterResult, HostPriority};
+
+/// `MaxExtenderPriority`.
+const BEST: i64 = 10;
+
+/// Keeps the nodes on which the pod can be planned now; for the others it tells what is scarce.
+pub fn filter(args: ExtenderArgs, cluster: &Cluster, config: &Config) -> FilterResult {
+    let mut result = FilterResult::default();
+    let names = args.names();
+    let keep = match Demand::read(&daemon::pods::request(&args.pod), config) {
+        Err(error) => {
+            result.error = error.to_string();
+            BTreeSet::new()
+        }
+        Ok(None) => names.iter().cloned().collect(),
+        Ok(Some(demand)) => {
+            let mut keep = BTreeSet::new();
+            for name in &names {
+                match cluster.plan(name, &demand, config) {
+                    Ok(_) => {
+                        keep.insert(name.clone());
+                    }
+                    Err(refusal) => {
+                        let failed = if refusal.is_lasting() {
+                            &mut result.failed_and_unresolvable_nodes
+                        } else {
+                            &mut result.failed_nodes
+                        };
+                        failed.insert(name.clone(), refusal.to_string());
+                    }
+                }
+            }
+            keep
+        }
+    };
+    match args.nodes {
+        Some(nodes) if args.node_names.is_none() => {
+            result.nodes = Some(List {
+                items: nodes
+                    .items
+                    .into_iter()
+                    .filter(|node| keep.contains(&node.name_any()))
+                    .collect(),
+                metadata: nodes.metadata,
+            });
+        }
+        _ => {
+            result.node_names = Some(
+                names
+                    .into_iter()
+                    .filter(|name| keep.contains(name))
+                    .collect(),
+            );
+        }
+    }
+    result
+}
+
+/// Scores the candidates by what the cluster can still offer afterwards: the best gets 10, and nodes
+/// that are as good as each other get the same, but for the one that the webhook hinted at.
+pub fn prioritize(args: &ExtenderArgs, cluster: &Cluster, config: &Config) -> Vec<HostPriority> {
+    let names = args.names();
+    let score = |host: String, score| HostPriority { host, score };
+    let Ok(Some(demand)) = Demand::read(&daemon::pods::request(&args.pod), config) else {
+        return names.into_iter().map(|name| score(name, 0)).collect();
+    };
+    let ranked = cluster.rank(names.iter().map(String::as_str), &demand, config);
+    let hinted = |choice: &Choice| demand.hint.as_deref() == Some(&choice.node);
+    let mut scores = Vec::with_capacity(names.len());
+    let mut current = BEST;
+    for (at, choice) in ranked.iter().enumerate() {
+        if let Some(before) = at.checked_sub(1).map(|at| &ranked[at]) {
+            let (a, b) = (&before.plan, &choice.plan);
+            let differs = a.suitability != b.suitability
+                || (a.loss - b.loss).abs() > f64::EPSILON
+                || (demand.node_policy.is_some() && (a.used - b.used).abs() > f64::EPSILON)
+                || hinted(before) != hinted(choice);
+            if differs && current > 1 {
+                current -= 1;
+            }
+        }
+        scores.push(score(choice.node.clone(), current));
+    }
+    for name in names {
+        if !scores.iter().any(|known| known.host == name) {
+            scores.push(score(name, 0));
+        }
+    }
+    scores
+}
+
+/// The best node of all for a demand: what the webhook writes as its hint.
+pub fn choose(cluster: &Cluster, demand: &Demand, config: &Config) -> Option<Choice> {
+    let names: Vec<&str> = cluster.nodes().map(|(name, _)| name).collect();
+    cluster.rank(names, demand, config).into_iter().next()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use domain::{VgpuMode, fixtures};
+    use serde_json::json;
+
+    fn cluster() -> Cluster {
+        let mut cluster = Cluster::default();
+        cluster.apply_node(
+            "mig",
+            fixtures::node("mig", &fixtures::a100_80gb(), 1, VgpuMode::Mig),
+        );
+        cluster.apply_node(
+            "soft",
+            fixtures::node("soft", &fixtures::a100_80gb(), 1, VgpuMode::HamiCore),
+        );
+        cluster
+    }
+
+    fn args(limits: &serde_json::Value, annotations: &serde_json::Value) -> ExtenderArgs {
+        // As Go writes it: quantities in their canonical form, absent maps as null.
+        serde_json::from_value(json!({
+            "Pod": { "metadata": { "name": "p", "uid": "u", "annotations": annotations },
+                "spec": { "containers": [{ "name": "c", "resources": { "limits": limits } }] } },
+            "Nodes": null, "NodeNames": ["mig", "soft", "cpu"]
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn a_refused_node_says_what_is_scarce() {
+        let asked = args(
+            &json!({ "nvidia.com/gpu": "1", "nvidia.com/gpumem": "8k" }),
+            &json!(null),
+        );
+        let result = filter(asked, &cluster(), &Config::default());
+        assert_eq!(result.node_names.unwrap(), ["mig", "soft"]);
+        assert!(result.failed_and_unresolvable_nodes["cpu"].contains("no GPU is published"));
+        let asked = args(
+            &json!({ "nvidia.com/gpu": "1", "nvidia.com/gpumem": "200k" }),
+            &json!(null),
+        );
+        let result = filter(asked, &cluster(), &Config::default());
+        assert_eq!(result.node_names.unwrap(), Vec::<String>::new());
+        assert_eq!(
+            result.failed_and_unresolvable_nodes["mig"],
+            "no GPU has 200000 MiB for one device, the largest has 80640 MiB"
+        );
+    }
+
+    #[test]
+    fn what_is_full_now_can_be_preempted_and_tells_what_would_fit() {
+        let mut cluster = cluster();
+        let asked = || {
+            args(
+                &json!({ "nvidia.com/gpu": "1", "nvidia.com/gpumem": "40k" }),
+                &json!({ "nvidia.com/vgpu-mode": "mig" }),
+            )
+        };
+        let demand = Demand::read(&daemon::pods::request(&asked().pod), &Config::default())
+            .unwrap()
+            .unwrap();
+        for uid in ["a", "b"] {
+            let plan = cluster.plan("mig", &demand, &Config::default()).unwrap();
+            cluster.assume(uid, "mig", plan.claim, 1);
+        }
+        let result = filter(asked(), &cluster, &Config::default());
+        assert_eq!(
+            result.failed_nodes["mig"],
+            "no free GPU memory for 3g.40gb or 4g.40gb (GPUs are full)"
+        );
+        cluster.forget("a");
+        assert_eq!(
+            filter(asked(), &cluster, &Config::default())
+                .node_names
+                .unwrap(),
+            ["mig"]
+        );
+    }
+
+    #[test]
+    fn an_unreadable_demand_is_an_error_and_no_demand_passes() {
+        let bad = args(&json!({ "nvidia.com/gpumem": "8Gi" }), &json!(null));
+        assert!(
+            filter(bad, &cluster(), &Config::default())
+                .error
+                .contains("write 8192")
+        );
+        let none = args(&json!({ "cpu": "1" }), &json!(null));
+        assert_eq!(
+            filter(none, &cluster(), &Config::default())
+                .node_names
+                .unwrap()
+                .len(),
+            3
+        );
+    }
+
+    #[test]
+    fn a_close_instance_is_best_and_a_wasteful_one_is_not() {
+        let scores = |mib: &str| {
+            let asked = args(
+                &json!({ "nvidia.com/gpu": "1", "nvidia.com/gpumem": mib }),
+                &json!(null),
+            );
+            prioritize(&asked, &cluster(), &Config::default())
+        };
+        let host = |host: &str, score| HostPriority {
+            host: host.into(),
+            score,
+        };
+        assert_eq!(
+            scores("8k"),
+            [host("mig", 10), host("soft", 9), host("cpu", 0)]
+        );
+        assert_eq!(
+            scores("1k"),
+            [host("soft", 10), host("mig", 9), host("cpu", 0)]
+        );
+    }
+}
