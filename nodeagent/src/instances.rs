@@ -268,8 +268,6 @@ impl Instances {
                 });
                 match (&held.tenure, claimant) {
                     (Tenure::Pod { uid, .. }, Some((pod, _))) if *uid == pod.uid => {}
-                    // Processes of the last pod are still there: not yet for the next one.
-                    (Tenure::Foreign | Tenure::Lingering { .. } | Tenure::Stuck { .. }, _) => {}
                     (Tenure::Pod { uid, pod: last, .. }, _) if !pods.contains_key(uid) => {
                         held.tenure = Tenure::Lingering {
                             pod: last.clone(),
@@ -283,7 +281,8 @@ impl Instances {
                             container: container.name.clone(),
                         };
                     }
-                    (Tenure::Idle { .. } | Tenure::Pod { .. }, None) => {}
+                    // Nobody asks for it, it is not ours, or processes of the last pod are still there.
+                    _ => {}
                 }
             }
         }
