@@ -1,0 +1,179 @@
+//! `AdmissionReview` in, `AdmissionReview` out (`admission.k8s.io/v1`). Pure.
+
+use domain::{Cluster, Config};
+use k8s_openapi::api::core::v1::Pod;
+use kube::core::{
+    DynamicObject,
+    admission::{
+        AdmissionRequest, AdmissionResponse, AdmissionReview, ConvertAdmissionReviewError,
+        Operation,
+    },
+};
+use prometheus_client::encoding::EncodeLabelValue;
+
+use crate::mutate::mutate;
+
+/// What became of a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+#[allow(non_camel_case_types, reason = "the value of a label")]
+pub enum Outcome {
+    /// Admitted with a patch.
+    changed,
+    /// Admitted as it is.
+    unchanged,
+    /// Refused with a sentence for the pod's author.
+    refused,
+    /// Not an `AdmissionReview` of a pod.
+    invalid,
+}
+
+/// Answers the body of a request.
+pub fn review(
+    body: &[u8],
+    cluster: &Cluster,
+    config: &Config,
+) -> (AdmissionReview<DynamicObject>, Outcome) {
+    let request: Result<AdmissionRequest<Pod>, String> =
+        serde_json::from_slice::<AdmissionReview<Pod>>(body)
+            .map_err(|error| error.to_string())
+            .and_then(|review| {
+                review
+                    .try_into()
+                    .map_err(|error: ConvertAdmissionReviewError| error.to_string())
+            });
+    let (response, outcome) = match request {
+        Ok(request) => admit(&request, cluster, config),
+        Err(reason) => (
+            AdmissionResponse::invalid(format!("not a review of a pod: {reason}")),
+            Outcome::invalid,
+        ),
+    };
+    (response.into_review(), outcome)
+}
+
+fn admit(
+    request: &AdmissionRequest<Pod>,
+    cluster: &Cluster,
+    config: &Config,
+) -> (AdmissionResponse, Outcome) {
+    let mut response = AdmissionResponse::from(request);
+    let (Operation::Create, Some(pod)) = (&request.operation, &request.object) else {
+        return (response, Outcome::unchanged);
+    };
+    let (mutated, warnings) = match mutate(pod.clone(), cluster, config) {
+        Ok(result) => result,
+        Err(refusal) => return (response.deny(refusal), Outcome::refused),
+    };
+    response.warnings = (!warnings.is_empty()).then_some(warnings);
+    if mutated == *pod {
+        return (response, Outcome::unchanged);
+    }
+    let patch = serde_json::to_value(pod).and_then(|before| {
+        let after = serde_json::to_value(&mutated)?;
+        Ok(json_patch::diff(&before, &after))
+    });
+    let patched = patch.map_err(|error| error.to_string()).and_then(|patch| {
+        response
+            .with_patch(patch)
+            .map_err(|error| error.to_string())
+    });
+    match patched {
+        Ok(response) => (response, Outcome::changed),
+        Err(words) => (
+            AdmissionResponse::from(request).deny(format!("the pod is no JSON: {words}")),
+            Outcome::invalid,
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use domain::{VgpuMode, fixtures};
+    use serde_json::{Value, json};
+
+    fn cluster() -> Cluster {
+        let mut cluster = Cluster::default();
+        let node = fixtures::node("n1", &fixtures::a100_80gb(), 2, VgpuMode::Mig);
+        cluster.apply_node("n1", node);
+        cluster
+    }
+
+    fn ask(operation: &str, pod: &Value) -> Vec<u8> {
+        json!({ "apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "request": {
+            "uid": "7", "kind": { "group": "", "version": "v1", "kind": "Pod" },
+            "resource": { "group": "", "version": "v1", "resource": "pods" },
+            "operation": operation, "userInfo": { "username": "ada" }, "dryRun": true, "object": pod } })
+        .to_string()
+        .into_bytes()
+    }
+
+    fn seed() -> Value {
+        json!({ "apiVersion": "v1", "kind": "Pod",
+            "metadata": { "name": "p", "annotations": { "nvidia.com/vgpu-mode": "mig" } },
+            "spec": { "schedulerName": "default-scheduler", "aFieldOfTomorrow": { "a": 1 },
+                "containers": [{ "name": "c", "resources": {
+                    "limits": { "nvidia.com/gpu": "2", "nvidia.com/gpumem": "8k" },
+                    "requests": { "nvidia.com/gpu": "2", "nvidia.com/gpumem": "8k" } } }] } })
+    }
+
+    #[test]
+    fn the_patch_makes_the_pod_ours_and_touches_nothing_else() {
+        let (answer, outcome) = review(&ask("CREATE", &seed()), &cluster(), &Config::default());
+        assert_eq!(outcome, Outcome::changed);
+        // kube writes the patch as an array of bytes, which Go's decoder takes for []byte.
+        let wire = serde_json::to_value(&answer).unwrap();
+        assert_eq!(
+            (&wire["response"]["uid"], &wire["response"]["allowed"]),
+            (&json!("7"), &json!(true))
+        );
+        let bytes: Vec<u8> = serde_json::from_value(wire["response"]["patch"].clone()).unwrap();
+        let patch: json_patch::Patch = serde_json::from_slice(&bytes).unwrap();
+        let mut pod = seed();
+        json_patch::patch(&mut pod, &patch).unwrap();
+        let mut expected = seed();
+        expected["spec"]["schedulerName"] = json!("tessera-scheduler");
+        expected["spec"]["containers"][0]["env"] =
+            json!([{ "name": "NVIDIA_VISIBLE_DEVICES", "value": "void" }]);
+        expected["metadata"]["annotations"]["tessera.dev/node"] = json!("n1");
+        expected["metadata"]["annotations"]["tessera.dev/vgpu-mode-by"] = json!("user");
+        assert_eq!(pod, expected);
+    }
+
+    #[test]
+    fn a_refusal_is_one_sentence() {
+        let mut pod = seed();
+        pod["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/gpumem"] = json!("8Gi");
+        let (answer, outcome) = review(&ask("CREATE", &pod), &cluster(), &Config::default());
+        assert_eq!(outcome, Outcome::refused);
+        let response = answer.response.unwrap();
+        assert!(!response.allowed);
+        assert_eq!(
+            response.result.message,
+            "container \"c\": nvidia.com/gpumem: \"8Gi\" has a unit, but this resource counts MiB already; write 8192"
+        );
+    }
+
+    #[test]
+    fn only_the_creation_of_pods_is_of_interest() {
+        let (answer, outcome) = review(&ask("UPDATE", &seed()), &cluster(), &Config::default());
+        assert_eq!(outcome, Outcome::unchanged);
+        assert!(answer.response.unwrap().patch.is_none());
+    }
+
+    #[test]
+    fn what_is_no_review_is_refused_in_words() {
+        for body in [&b"junk"[..], b"{}", b"[1]"] {
+            let (answer, outcome) = review(body, &cluster(), &Config::default());
+            assert_eq!(outcome, Outcome::invalid);
+            let response = answer.response.unwrap();
+            assert!(!response.allowed);
+            assert!(
+                response
+                    .result
+                    .message
+                    .starts_with("not a review of a pod: ")
+            );
+        }
+    }
+}
