@@ -18,6 +18,7 @@ need /usr/sbin/runc runc
 need /usr/lib/cni/bridge containernetworking-plugins
 need /bin/busybox busybox-static
 need /usr/sbin/iptables iptables
+command -v ip >/dev/null || missing="$missing iproute2"
 PATH=$PATH:/usr/local/go/bin
 command -v go >/dev/null || missing="$missing golang"
 # The dynamic busybox of the package "busybox" cannot run in an image without a C library.

@@ -15,3 +15,74 @@ use serde::{Deserialize, Serialize};
     schema = "disabled"
 )]
 pub struct GpuNodeSpec {}
+
+#[cfg(test)]
+mod tests {
+    use domain::{GpuNodeStatus, Instance, InstanceState, VgpuMode, fixtures};
+    use serde_json::Value;
+
+    /// Every field of a value, by path, that a schema does not know: the API server would drop it.
+    fn unknown(value: &Value, schema: &Value, path: &str, found: &mut Vec<String>) {
+        match value {
+            Value::Object(fields) => {
+                for (name, value) in fields {
+                    let path = format!("{path}.{name}");
+                    match schema["properties"].get(name) {
+                        Some(schema) => unknown(value, schema, &path, found),
+                        None => found.push(path),
+                    }
+                }
+            }
+            Value::Array(items) => {
+                for item in items {
+                    unknown(item, &schema["items"], &format!("{path}[]"), found);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    #[test]
+    fn the_crd_knows_every_field_of_the_status() {
+        let text = include_str!("../../manifests/crd/gpunodes.yaml");
+        let crd: Value = serde_saphyr::from_str(text).unwrap();
+        let schema = &crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"];
+        let mut status: GpuNodeStatus = fixtures::node("n", &fixtures::a30(), 1, VgpuMode::Mig);
+        status.mode = Some(VgpuMode::Mig);
+        status.conditions = vec![domain::Condition {
+            kind: "Ready".into(),
+            status: "True".into(),
+            reason: "R".into(),
+            message: "m".into(),
+            last_transition_time: "2026-01-01T00:00:00Z".into(),
+        }];
+        let gpu = &mut status.gpus[0];
+        gpu.changing_to = Some(VgpuMode::HamiCore);
+        gpu.unhealthy = Some("x".into());
+        gpu.numa = Some(0);
+        gpu.instances = vec![Instance {
+            profile: "1g.6gb".into(),
+            start: 0,
+            size: 1,
+            gpu_instance_id: 3,
+            uuid: Some("MIG-1".into()),
+            memory_mib: 5_952,
+            state: InstanceState::InUse,
+            pod: Some("n/p".into()),
+            pod_uid: Some("u".into()),
+            container: Some("c".into()),
+            reason: Some("r".into()),
+        }];
+        let status = serde_json::to_value(status.summed_up()).unwrap();
+        let mut found = vec![];
+        unknown(
+            &status,
+            &schema["properties"]["status"],
+            "status",
+            &mut found,
+        );
+        assert_eq!(found, Vec::<String>::new());
+        unknown(&serde_json::json!({ "new": 1 }), schema, "", &mut found);
+        assert_eq!(found, [".new"], "the comparison itself finds a difference");
+    }
+}

@@ -1,2 +1,75 @@
-//! Placeholder.
-fn main() {}
+//! The test cluster by hand: up, down, kubectl.
+#![allow(clippy::print_stdout, reason = "a command that prints")]
+
+mod demo;
+
+use std::{ffi::OsString, path::PathBuf, process::ExitCode, time::Instant};
+
+use clap::{Parser, Subcommand};
+use e2e::{Cluster, layout, table};
+
+/// A real control plane and kubelet on this machine, with simulated GPUs.
+#[derive(Parser)]
+struct Args {
+    /// The state directory.
+    #[arg(long, global = true, default_value_os_t = layout::default_dir())]
+    dir: PathBuf,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Bring up a control plane and one real node, without Tessera.
+    Up,
+    /// Bring up everything, apply the examples, and show which pod has what.
+    Demo,
+    /// Show which pod has what.
+    Show,
+    /// End it and remove every trace.
+    Down,
+    /// Run kubectl with all rights.
+    #[command(disable_help_flag = true)]
+    Kubectl {
+        /// Its arguments.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<OsString>,
+    },
+}
+
+#[tokio::main]
+async fn main() -> anyhow::Result<ExitCode> {
+    daemon::install_crypto();
+    let Args { dir, command } = Args::parse();
+    match command {
+        Command::Up => {
+            let started = Instant::now();
+            let cluster = Cluster::up(&dir, "real", "").await?;
+            println!(
+                "node {} is ready after {:.1} s",
+                cluster.node,
+                started.elapsed().as_secs_f64()
+            );
+        }
+        Command::Demo => demo::run(&dir).await?,
+        Command::Show => {
+            let cluster = Cluster::attach(&dir).await?;
+            println!("{}", table::table(&table::rows(cluster.client()).await?));
+        }
+        Command::Down => {
+            e2e::down(&dir).await?;
+            let left = e2e::leftovers(&dir);
+            anyhow::ensure!(left.is_empty(), "left on the machine: {}", left.join("; "));
+        }
+        Command::Kubectl { args } => {
+            let status = Cluster::attach(&dir)
+                .await?
+                .kubectl_command()
+                .args(args)
+                .status()?;
+            let code = status.code().and_then(|code| u8::try_from(code).ok());
+            return Ok(code.map_or(ExitCode::FAILURE, ExitCode::from));
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}

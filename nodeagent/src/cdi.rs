@@ -143,7 +143,9 @@ impl Cdi {
             }
         }
         nodes.extend(self.uvm_nodes());
-        nodes.dedup();
+        // Two instances of one card name the same node.
+        let mut named = std::collections::BTreeSet::new();
+        nodes.retain(|node| named.insert(node["path"].to_string()));
         let uuids: Vec<_> = devices.iter().map(|device| device.uuid.as_str()).collect();
         // The devices are injected by this spec: NVIDIA's runtime must not add any by the variable.
         let env = vec![
@@ -416,7 +418,8 @@ mod tests {
             memory_mib: 9_728,
         };
         let set = ids(&["b", "a"]);
-        cdi.write_mig(&set, &of(), std::slice::from_ref(&device))
+        // A second device on the same card adds no node twice.
+        cdi.write_mig(&set, &of(), &[device.clone(), device.clone()])
             .unwrap();
         let edits = edits(&cdi, &set);
         let nodes: Vec<_> = edits["deviceNodes"]

@@ -1,0 +1,320 @@
+//! kubelet's device manager: which container holds which device ids. Pure, but for its file.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashSet},
+    hash::{DefaultHasher, Hash, Hasher},
+};
+
+use domain::ContainerKind;
+use k8s_openapi::ByteString;
+use serde::{Deserialize, Serialize};
+
+/// A device plugin that has registered.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Plugin {
+    /// Name of its socket.
+    pub(super) endpoint: String,
+    /// Whether it wants `PreStartContainer`.
+    pub(super) pre_start: bool,
+    /// Its device ids; `true`: healthy.
+    pub(super) ids: BTreeMap<String, bool>,
+    /// Which registration of this resource it is.
+    pub(super) registration: u64,
+}
+
+/// What a container holds of a resource.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Holding {
+    pub(super) uid: String,
+    /// `namespace`, `name`; unknown for what was read from the file.
+    pub(super) pod: Option<(String, String)>,
+    pub(super) container: String,
+    pub(super) kind: Option<ContainerKind>,
+    pub(super) resource: String,
+    pub(super) ids: BTreeSet<String>,
+    /// The plugin's answer to `Allocate`, as on the wire.
+    pub(super) response: Vec<u8>,
+}
+
+/// What a container asks for.
+#[derive(Clone, Debug)]
+pub(super) struct Request {
+    pub(super) container: String,
+    pub(super) kind: ContainerKind,
+    pub(super) counts: BTreeMap<String, usize>,
+}
+
+/// All of a node.
+#[derive(Debug, Default)]
+pub(super) struct Devices {
+    /// By resource.
+    pub(super) plugins: BTreeMap<String, Plugin>,
+    pub(super) held: Vec<Holding>,
+}
+
+impl Devices {
+    /// Gives a pod its ids, containers in the order in which they start.
+    ///
+    /// As kubelet's `devicesToReuse`: what an ordinary init container had is given to the later ones first.
+    pub(super) fn allocate(
+        &mut self,
+        uid: &str,
+        pod: (&str, &str),
+        requests: &[Request],
+    ) -> Result<Vec<Holding>, String> {
+        let mut given: Vec<Holding> = Vec::new();
+        let mut reusable: BTreeMap<&str, BTreeSet<String>> = BTreeMap::new();
+        for request in requests {
+            for (resource, count) in &request.counts {
+                // Not a device plugin's resource: nothing of ours.
+                let Some(plugin) = self.plugins.get(resource) else {
+                    continue;
+                };
+                let reuse = reusable.entry(resource).or_default();
+                let taken: HashSet<&String> = self
+                    .held
+                    .iter()
+                    .chain(&given)
+                    .filter(|holding| holding.resource == *resource)
+                    .flat_map(|holding| &holding.ids)
+                    .collect();
+                let mut free: Vec<&String> = plugin
+                    .ids
+                    .iter()
+                    .filter(|(id, healthy)| **healthy && !taken.contains(id))
+                    .map(|(id, _)| id)
+                    .collect();
+                // kubelet takes them from a map: in no order.
+                free.sort_by_key(|id| scrambled(uid, id));
+                let mut again: Vec<&String> = reuse.iter().collect();
+                again.sort_by_key(|id| scrambled(uid, id));
+                let ids: BTreeSet<String> = again
+                    .into_iter()
+                    .chain(free)
+                    .take(*count)
+                    .cloned()
+                    .collect();
+                if ids.len() < *count {
+                    return Err(format!(
+                        "Allocate failed due to requested number of devices unavailable for {resource}. \
+                         Requested: {count}, Available: {}, which is unexpected",
+                        ids.len()
+                    ));
+                }
+                if request.kind == ContainerKind::Init {
+                    reuse.extend(ids.iter().cloned());
+                } else {
+                    reuse.retain(|id| !ids.contains(id));
+                }
+                given.push(Holding {
+                    uid: uid.to_owned(),
+                    pod: Some((pod.0.to_owned(), pod.1.to_owned())),
+                    container: request.container.clone(),
+                    kind: Some(request.kind),
+                    resource: resource.clone(),
+                    ids,
+                    response: vec![],
+                });
+            }
+        }
+        self.held.extend(given.iter().cloned());
+        Ok(given)
+    }
+
+    /// Takes a pod's ids back.
+    pub(super) fn release(&mut self, uid: &str) {
+        self.held.retain(|holding| holding.uid != uid);
+    }
+
+    /// What a container holds.
+    pub(super) fn of(&self, uid: &str, container: &str) -> Vec<Holding> {
+        self.held
+            .iter()
+            .filter(|holding| holding.uid == uid && holding.container == container)
+            .cloned()
+            .collect()
+    }
+
+    /// `kubelet_internal_checkpoint`, in the form of kubelet's `devicemanager/checkpoint`.
+    ///
+    /// Its checksum is a hash of Go's memory and is left 0: nobody but kubelet looks at it.
+    pub(super) fn checkpoint(&self) -> Vec<u8> {
+        let entries = self.held.iter().map(|holding| Entry {
+            pod_uid: holding.uid.clone(),
+            container_name: holding.container.clone(),
+            resource_name: holding.resource.clone(),
+            device_ids: [("-1".to_owned(), holding.ids.iter().cloned().collect())].into(),
+            alloc_resp: ByteString(holding.response.clone()),
+        });
+        let file = File {
+            data: Data {
+                pod_device_entries: entries.collect(),
+                registered_devices: self
+                    .plugins
+                    .iter()
+                    .map(|(name, plugin)| (name.clone(), plugin.ids.keys().cloned().collect()))
+                    .collect(),
+            },
+            checksum: 0,
+        };
+        serde_json::to_vec(&file).unwrap_or_default()
+    }
+
+    /// Takes over what the file says, as kubelet does when it starts.
+    pub(super) fn restore(&mut self, bytes: &[u8]) -> serde_json::Result<()> {
+        let file: File = serde_json::from_slice(bytes)?;
+        self.held = file
+            .data
+            .pod_device_entries
+            .into_iter()
+            .map(|entry| Holding {
+                uid: entry.pod_uid,
+                pod: None,
+                container: entry.container_name,
+                kind: None,
+                resource: entry.resource_name,
+                ids: entry.device_ids.into_values().flatten().collect(),
+                response: entry.alloc_resp.0,
+            })
+            .collect();
+        Ok(())
+    }
+}
+
+fn scrambled(uid: &str, id: &str) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    (uid, id).hash(&mut hasher);
+    hasher.finish()
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct File {
+    data: Data,
+    checksum: u64,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Data {
+    pod_device_entries: Vec<Entry>,
+    registered_devices: BTreeMap<String, Vec<String>>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Entry {
+    #[serde(rename = "PodUID")]
+    pod_uid: String,
+    container_name: String,
+    resource_name: String,
+    /// By NUMA node.
+    #[serde(rename = "DeviceIDs")]
+    device_ids: BTreeMap<String, Vec<String>>,
+    alloc_resp: ByteString,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GPU: &str = "nvidia.com/gpu";
+
+    fn devices(count: usize) -> Devices {
+        let plugin = Plugin {
+            ids: (0..count)
+                .map(|number| (format!("d{number}"), true))
+                .collect(),
+            ..Plugin::default()
+        };
+        Devices {
+            plugins: [(GPU.to_owned(), plugin)].into(),
+            held: vec![],
+        }
+    }
+
+    fn request(container: &str, kind: ContainerKind, count: usize) -> Request {
+        Request {
+            container: container.to_owned(),
+            kind,
+            counts: [(GPU.to_owned(), count), ("cpu".to_owned(), 1)].into(),
+        }
+    }
+
+    #[test]
+    fn an_init_containers_ids_are_given_again_and_a_sidecars_are_not() {
+        let mut devices = devices(4);
+        let given = devices
+            .allocate(
+                "u",
+                ("n", "p"),
+                &[
+                    request("i", ContainerKind::Init, 2),
+                    request("s", ContainerKind::Sidecar, 1),
+                    request("a", ContainerKind::App, 1),
+                    request("b", ContainerKind::App, 2),
+                ],
+            )
+            .unwrap();
+        let [init, sidecar, a, b] = [0, 1, 2, 3].map(|at| given[at].ids.clone());
+        assert!(sidecar.is_subset(&init) && a.is_subset(&init));
+        assert!(sidecar.is_disjoint(&a) && a.is_disjoint(&b) && sidecar.is_disjoint(&b));
+        assert!(b.is_disjoint(&init), "all of them are in use again");
+        assert!(
+            devices
+                .allocate("v", ("n", "q"), &[request("c", ContainerKind::App, 1)])
+                .is_err()
+        );
+        devices.release("u");
+        assert!(
+            devices
+                .allocate("v", ("n", "q"), &[request("c", ContainerKind::App, 4)])
+                .is_ok()
+        );
+    }
+
+    #[test]
+    fn only_healthy_ids_are_given() {
+        let mut devices = devices(2);
+        devices
+            .plugins
+            .get_mut(GPU)
+            .unwrap()
+            .ids
+            .insert("d0".into(), false);
+        let given = devices
+            .allocate("u", ("n", "p"), &[request("c", ContainerKind::App, 1)])
+            .unwrap();
+        assert_eq!(given[0].ids, ["d1".to_owned()].into());
+    }
+
+    #[test]
+    fn the_file_has_kubelets_form_and_is_read_again() {
+        let mut before = devices(2);
+        before
+            .allocate("u", ("n", "p"), &[request("c", ContainerKind::App, 1)])
+            .unwrap();
+        before.held[0].response = b"\x12".to_vec();
+        let json: serde_json::Value = serde_json::from_slice(&before.checkpoint()).unwrap();
+        let entry = &json["Data"]["PodDeviceEntries"][0];
+        assert_eq!(
+            (
+                &entry["PodUID"],
+                &entry["ContainerName"],
+                &entry["AllocResp"]
+            ),
+            (&"u".into(), &"c".into(), &"Eg==".into())
+        );
+        assert_eq!(
+            json["Data"]["RegisteredDevices"][GPU]
+                .as_array()
+                .unwrap()
+                .len(),
+            2
+        );
+        let mut after = devices(2);
+        after.restore(&before.checkpoint()).unwrap();
+        assert_eq!(after.held[0].ids, before.held[0].ids);
+        assert_eq!(after.held[0].response, b"\x12");
+    }
+}

@@ -1,0 +1,105 @@
+//! A hollow kubelet: speaks kubelet's side of everything that an agent and the control plane need,
+//! for any number of nodes, and runs no containers.
+//!
+//! It does what a real kubelet was seen to do: an init container's device ids are given again to the
+//! others, the ids come in another order at `PreStartContainer`, `PodResources` hides init
+//! containers, an error of `PreStartContainer` is retried and one of `Allocate` fails the pod. What
+//! a container would have been created with is written to `containers/UID/NAME.json`.
+
+mod cdi;
+mod devices;
+mod node;
+mod plugins;
+mod pod;
+mod status;
+
+use std::{path::PathBuf, str::FromStr, sync::Arc};
+
+use anyhow::Context;
+use kube::{
+    Client, Config,
+    config::{KubeConfigOptions, Kubeconfig},
+};
+
+use self::node::Node;
+
+/// kubelets without containers.
+#[derive(Clone, Debug, clap::Parser)]
+pub struct Args {
+    /// Directory with a folder for each node: sockets, CDI specs, containers.
+    #[arg(long)]
+    dir: PathBuf,
+    /// Who the nodes are to the API server.
+    #[arg(long)]
+    kubeconfig: PathBuf,
+    /// A node: `NAME` or `NAME=label=value,label=value`.
+    #[arg(long, required = true)]
+    node: Vec<NodeArg>,
+}
+
+/// A node's name and labels.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct NodeArg {
+    name: String,
+    labels: Vec<(String, String)>,
+}
+
+impl FromStr for NodeArg {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (name, labels) = text.split_once('=').unwrap_or((text, ""));
+        let labels = labels
+            .split(',')
+            .filter(|label| !label.is_empty())
+            .map(|label| {
+                let pair = label.split_once('=');
+                pair.map(|(key, value)| (key.to_owned(), value.to_owned()))
+                    .ok_or_else(|| format!("label {label:?} has no value; write key=value"))
+            })
+            .collect::<Result<_, _>>()?;
+        Ok(Self {
+            name: name.to_owned(),
+            labels,
+        })
+    }
+}
+
+/// Runs the nodes until the process is ended.
+pub async fn run(args: Args) -> anyhow::Result<()> {
+    tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_ansi(false)
+        .init();
+    let kubeconfig = Kubeconfig::read_from(&args.kubeconfig)?;
+    let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
+    let client = Client::try_from(config)?;
+    let mut nodes = tokio::task::JoinSet::new();
+    for NodeArg { name, labels } in args.node {
+        let node = Node::new(&name, args.dir.join(&name), client.clone())
+            .with_context(|| format!("node {name}"))?;
+        nodes.spawn(node::run(Arc::new(node), labels));
+    }
+    // A node never ends by itself.
+    match nodes.join_next().await {
+        Some(ended) => ended?,
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_is_named_with_its_labels() {
+        let node: NodeArg = "a=x/y=1,z=2".parse().unwrap();
+        assert_eq!(node.name, "a");
+        assert_eq!(
+            node.labels,
+            [("x/y".into(), "1".into()), ("z".into(), "2".into())]
+        );
+        assert!("a".parse::<NodeArg>().unwrap().labels.is_empty());
+        assert!("a=x".parse::<NodeArg>().is_err());
+    }
+}

@@ -1,0 +1,355 @@
+//! Tessera on the test cluster: its manifests, its daemons as processes, simulated GPUs.
+//!
+//! The daemons run with tokens of the service accounts that are shipped, so with exactly their rights.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use daemon::gpu_node::GpuNode;
+use domain::VgpuMode;
+use k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration;
+use kube::Api;
+use nvml_sim::{GpuSpec, store::Store};
+use serde_json::{Value, json};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
+
+use crate::{
+    cluster::Cluster,
+    error::{AtPath, Error},
+    layout::{ADMIN_PORT, DEVICE_PLUGIN_DIR, PLUGIN_PORT, WEBHOOK_PORT, binaries_dir, tools_dir},
+    process::Spec,
+    wait::until,
+};
+
+/// Namespace of Tessera.
+const NAMESPACE: &str = "tessera-system";
+/// How long a daemon may take to become ready.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A node with simulated GPUs.
+#[derive(Clone, Debug)]
+pub struct GpuNodeSpec {
+    /// Its name.
+    pub name: String,
+    /// Model of its GPUs, as in `nvml-sim/models.json`.
+    pub model: &'static str,
+    /// How many.
+    pub count: usize,
+    /// How they work at first, also the value of the node's label.
+    pub mode: VgpuMode,
+}
+
+/// Tessera on a cluster.
+#[derive(Clone)]
+pub struct Tessera {
+    /// The cluster.
+    pub cluster: Cluster,
+    /// Seconds that idle instances are kept; `None`: as shipped.
+    pub idle_ttl: Option<u32>,
+}
+
+impl GpuNodeSpec {
+    /// A node.
+    pub fn new(name: &str, model: &'static str, count: usize, mode: VgpuMode) -> Self {
+        Self {
+            name: name.to_owned(),
+            model,
+            count,
+            mode,
+        }
+    }
+
+    /// Its label, `key=value`.
+    pub fn label(&self) -> String {
+        format!("{}={}", domain::keys::VGPU_MODE, self.mode)
+    }
+}
+
+impl Tessera {
+    /// Installs the manifests and starts webhook, plugin and the scheduler beside it.
+    pub async fn install(cluster: Cluster) -> Result<Self, Error> {
+        let manifests = source("e2e/manifests");
+        cluster
+            .kubectl(&["apply", "--server-side", "-k", &manifests.to_string_lossy()])
+            .await?;
+        let tessera = Self::attach(cluster);
+        tessera.start_webhook().await?;
+        tessera.start_plugin().await?;
+        tessera.start_scheduler().await?;
+        tessera.webhook_is_ready().await?;
+        tessera.is_ready("plugin", ADMIN_PORT + 1).await?;
+        let configurations: Api<MutatingWebhookConfiguration> = Api::all(tessera.cluster.client());
+        until("the webhook's caBundle", PATIENCE, async || {
+            let configuration = configurations.get("tessera").await.ok()?;
+            let webhooks = configuration.webhooks?;
+            webhooks.first()?.client_config.ca_bundle.clone()
+        })
+        .await?;
+        Ok(tessera)
+    }
+
+    /// Waits until the webhook answers.
+    pub async fn webhook_is_ready(&self) -> Result<(), Error> {
+        self.is_ready("webhook", ADMIN_PORT).await
+    }
+
+    /// Tessera on a cluster where it was installed before.
+    pub fn attach(cluster: Cluster) -> Self {
+        Self {
+            cluster,
+            idle_ttl: None,
+        }
+    }
+
+    /// A cluster with Tessera and three nodes: one real, two hollow; `step` is told of every one that is done.
+    pub async fn up(
+        dir: &Path,
+        idle_ttl: Option<u32>,
+        mut step: impl FnMut(&str),
+    ) -> Result<Self, Error> {
+        let real = GpuNodeSpec::new("real", "a100-80gb", 2, VgpuMode::Mig);
+        let hollow = [
+            GpuNodeSpec::new("hollow-h100", "h100-80gb", 8, VgpuMode::Mig),
+            GpuNodeSpec::new("hollow-a100", "a100-80gb", 2, VgpuMode::HamiCore),
+        ];
+        let cluster = Cluster::up(dir, &real.name, &real.label()).await?;
+        step("control plane and real node are ready");
+        let tessera = Self {
+            idle_ttl,
+            ..Self::install(cluster).await?
+        };
+        step("Tessera is installed: webhook, plugin, scheduler");
+        tessera.equip_real_node(&real).await?;
+        step("the agent of the real node has published its GPUs");
+        tessera.add_hollow_nodes("hollow", &hollow).await?;
+        step("the hollow nodes and their agents are ready");
+        Ok(tessera)
+    }
+
+    async fn start_webhook(&self) -> Result<(), Error> {
+        let kubeconfig = self.account("tessera-webhook", None).await?;
+        self.start(
+            daemon("webhook", "tessera-webhook", &kubeconfig)
+                .arg(format!("--listen=127.0.0.1:{WEBHOOK_PORT}"))
+                .arg("--extra-name=127.0.0.1")
+                .arg(format!("--admin-address=127.0.0.1:{ADMIN_PORT}")),
+        )
+    }
+
+    async fn start_plugin(&self) -> Result<(), Error> {
+        let kubeconfig = self.account("tessera-scheduler", None).await?;
+        self.start(
+            daemon("plugin", "tessera-plugin", &kubeconfig)
+                .arg(format!("--listen=127.0.0.1:{PLUGIN_PORT}"))
+                .arg(format!("--admin-address=127.0.0.1:{}", ADMIN_PORT + 1)),
+        )
+    }
+
+    /// kube-scheduler by the shipped configuration, but for what a process has in another place than a pod.
+    async fn start_scheduler(&self) -> Result<(), Error> {
+        let shipped = source("manifests/scheduler-config.yaml");
+        let text = fs::read_to_string(&shipped).at(&shipped)?;
+        let mut config: Value = serde_saphyr::from_str(&text).map_err(|error| Error::File {
+            path: shipped,
+            source: std::io::Error::other(error.to_string()),
+        })?;
+        let kubeconfig = self.account("tessera-scheduler", None).await?;
+        config["clientConnection"] = json!({ "kubeconfig": kubeconfig });
+        config["leaderElection"]["leaderElect"] = json!(false);
+        config["extenders"][0]["urlPrefix"] = json!(format!("http://127.0.0.1:{PLUGIN_PORT}"));
+        let file = self.cluster.layout.config().join("tessera-scheduler.json");
+        fs::write(&file, serde_json::to_vec_pretty(&config)?).at(&file)?;
+        self.start(
+            Spec::new("tessera-scheduler", tools_dir().join("controlplane"))
+                .arg("kube-scheduler")
+                .arg(format!("--config={}", file.display()))
+                .arg("--secure-port=0"),
+        )
+    }
+
+    /// Puts simulated GPUs into the real node and starts its agent.
+    pub async fn equip_real_node(&self, spec: &GpuNodeSpec) -> Result<(), Error> {
+        let layout = &self.cluster.layout;
+        let places = Places {
+            device_plugins: DEVICE_PLUGIN_DIR.into(),
+            pod_resources: layout.kubelet().join("pod-resources/kubelet.sock"),
+            cdi: layout.cdi(),
+        };
+        self.provision(spec)?;
+        self.start_agent(spec, &places).await
+    }
+
+    /// Adds hollow nodes: one process that is the kubelet of all of them, and an agent for each.
+    pub async fn add_hollow_nodes(&self, name: &str, specs: &[GpuNodeSpec]) -> Result<(), Error> {
+        let dir = self.cluster.layout.hollow();
+        let mut hollow = Spec::new(name, binaries_dir().join("tessera-hollow"))
+            .arg(format!("--dir={}", dir.display()))
+            .arg(format!(
+                "--kubeconfig={}",
+                self.cluster.layout.kubeconfig("admin").display()
+            ));
+        for spec in specs {
+            self.provision(spec)?;
+            hollow = hollow.arg(format!("--node={}={}", spec.name, spec.label()));
+        }
+        self.start(hollow)?;
+        for spec in specs {
+            self.cluster.node_is_ready(&spec.name).await?;
+            let node = dir.join(&spec.name);
+            let places = Places {
+                device_plugins: node.join("device-plugins"),
+                pod_resources: node.join("pod-resources/kubelet.sock"),
+                cdi: node.join("cdi"),
+            };
+            self.start_agent(spec, &places).await?;
+        }
+        Ok(())
+    }
+
+    /// The simulated GPUs of a node, as they are behind NVML.
+    pub fn gpus(&self, node: &str) -> Store {
+        Store::new(&self.cluster.layout.gpus(node))
+    }
+
+    /// The node as its agent publishes it.
+    pub async fn gpu_node(&self, name: &str) -> Result<domain::GpuNodeStatus, Error> {
+        let nodes: Api<GpuNode> = Api::all(self.cluster.client());
+        Ok(nodes.get(name).await?.status.unwrap_or_default())
+    }
+
+    fn provision(&self, spec: &GpuNodeSpec) -> Result<(), Error> {
+        let gpus = vec![
+            GpuSpec {
+                model: spec.model.to_owned(),
+                mig: spec.mode == VgpuMode::Mig,
+                mirrored: false,
+            };
+            spec.count
+        ];
+        let dir = self.cluster.layout.gpus(&spec.name);
+        nvml_sim::provision(&dir, &spec.name, &gpus).at(&dir)?;
+        // In the place of what NVIDIA's toolkit generates: how a container gets the driver's library.
+        let library = binaries_dir().join("libnvml_sim.so");
+        let options = |mode| [mode, "nosuid", "nodev", "bind"];
+        let base = json!({
+            "cdiVersion": "0.6.0", "kind": "nvidia.com/gpu", "devices": [],
+            "containerEdits": {
+                "env": ["NVML_SIM_DEV=/dev", "NVML_SIM_DIR=/var/lib/nvml-sim"],
+                "mounts": [
+                    { "hostPath": dir, "containerPath": "/var/lib/nvml-sim", "options": options("rw") },
+                    { "hostPath": library, "containerPath": "/usr/lib/libnvidia-ml.so.1", "options": options("ro") }],
+            },
+        });
+        let file = dir.join("nvidia.json");
+        fs::write(&file, base.to_string()).at(&file)
+    }
+
+    async fn start_agent(&self, spec: &GpuNodeSpec, places: &Places) -> Result<(), Error> {
+        let node = &spec.name;
+        let kubeconfig = self.account("tessera-nodeagent", Some(node)).await?;
+        let layout = &self.cluster.layout;
+        let (gpus, own) = (layout.gpus(node), layout.agent(node));
+        let flag = |name: &str, path: &Path| format!("--{name}={}", path.display());
+        let port = self.agent_port()?;
+        let ttl = self.idle_ttl.map(|seconds| format!("--idle-ttl={seconds}"));
+        self.start(
+            daemon(&agent(node), "tessera-nodeagent", &kubeconfig)
+                .args(ttl)
+                .arg(format!("--node-name={node}"))
+                .arg(flag("device-plugin-dir", &places.device_plugins))
+                .arg(flag("pod-resources-socket", &places.pod_resources))
+                .arg(flag("cdi-dir", &places.cdi))
+                .arg(flag("nvml-library", &binaries_dir().join("libnvml_sim.so")))
+                .arg(flag("state-dir", &own))
+                .arg(flag("hook-path", &own.join("hook")))
+                .arg(flag("cdi-base-spec", &gpus.join("nvidia.json")))
+                .arg(flag("proc-dir", &gpus.join("proc")))
+                .arg(format!("--admin-address=127.0.0.1:{port}"))
+                .env("NVML_SIM_DIR", gpus.to_string_lossy()),
+        )?;
+        self.is_ready(&agent(node), port).await?;
+        let name = agent(node);
+        until(
+            &format!("{name} to publish its GPUs"),
+            PATIENCE,
+            async || {
+                let status = self.gpu_node(node).await.ok()?;
+                (status.gpus.len() == spec.count).then_some(())
+            },
+        )
+        .await
+    }
+
+    /// A port for the metrics of one more agent.
+    fn agent_port(&self) -> Result<u16, Error> {
+        let names = self.cluster.processes.names();
+        let agents = names
+            .iter()
+            .filter(|name| name.starts_with("agent-"))
+            .count();
+        u16::try_from(agents)
+            .map(|number| ADMIN_PORT + 10 + number)
+            .map_err(|_| Error::Unknown("a free port".to_owned()))
+    }
+
+    async fn account(&self, name: &str, node: Option<&str>) -> Result<PathBuf, Error> {
+        self.cluster.service_account(NAMESPACE, name, node).await
+    }
+
+    fn start(&self, spec: Spec) -> Result<(), Error> {
+        self.cluster.processes.start(&spec).map(drop)
+    }
+
+    async fn is_ready(&self, name: &str, port: u16) -> Result<(), Error> {
+        let what = format!("{name} to be ready");
+        let ready = until(&what, PATIENCE, async || {
+            get(port, "/ready").await.filter(|answer| answer.0 == 200)
+        });
+        match ready.await {
+            Err(Error::Timeout { .. }) if self.cluster.processes.running(name).is_none() => {
+                Err(self.cluster.processes.died(name))
+            }
+            result => result.map(drop),
+        }
+    }
+}
+
+/// Where an agent meets its kubelet and container runtime.
+struct Places {
+    device_plugins: PathBuf,
+    pod_resources: PathBuf,
+    cdi: PathBuf,
+}
+
+/// Name of the process of a node's agent.
+pub fn agent(node: &str) -> String {
+    format!("agent-{node}")
+}
+
+fn daemon(name: &str, program: &str, kubeconfig: &Path) -> Spec {
+    Spec::new(name, binaries_dir().join(program)).env("KUBECONFIG", kubeconfig.to_string_lossy())
+}
+
+/// A file of the repository.
+pub fn source(path: &str) -> PathBuf {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    root.canonicalize().unwrap_or(root).join(path)
+}
+
+/// Status and body of a GET on loopback.
+pub async fn get(port: u16, path: &str) -> Option<(u16, String)> {
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).await.ok()?;
+    let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.ok()?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.ok()?;
+    let status = answer.split(' ').nth(1)?.parse().ok()?;
+    let body = answer.split_once("\r\n\r\n")?.1.to_owned();
+    Some((status, body))
+}

@@ -1,0 +1,121 @@
+//! What is refused, in which words.
+
+use anyhow::{bail, ensure};
+use serde_json::json;
+
+use super::{REAL, World, gpus, pod};
+
+pub(crate) async fn nonsense_is_refused_in_one_sentence(world: World) -> anyhow::Result<()> {
+    let one = |resource: &str, quantity: &str| json!({ "nvidia.com/gpu": "1", resource: quantity });
+    let mut migg = pod("migg", None, &gpus(1, 8000));
+    migg["metadata"]["annotations"] = json!({ "nvidia.com/vgpu-mode": "migg" });
+    for (wanted, sentence) in [
+        (
+            pod("unit", None, &one("nvidia.com/gpumem", "8Gi")),
+            "denied the request: container \"main\": nvidia.com/gpumem: \"8Gi\" has a unit, but this resource counts MiB already; write 8192",
+        ),
+        (
+            pod("percent", None, &one("nvidia.com/gpumem-percentage", "150")),
+            "denied the request: container \"main\": nvidia.com/gpumem-percentage: \"150\" is more than 100 percent; write a whole number from 0 to 100",
+        ),
+        (
+            migg,
+            "denied the request: annotation nvidia.com/vgpu-mode: \"migg\" is no vGPU mode; write \"mig\" or \"hami-core\"",
+        ),
+    ] {
+        match world.create(&wanted).await {
+            Ok(_) => bail!("created, but should be refused: {sentence}"),
+            Err(error) => {
+                let words = format!("{error:#}");
+                ensure!(words.contains(sentence), "{words}");
+            }
+        }
+    }
+    // Only the cluster knows its largest card: said at once in an event.
+    world.create(&pod("huge", None, &gpus(1, 900_000))).await?;
+    let event = world
+        .event(
+            "huge",
+            &["no GPU has 900000 MiB for one device, the largest has "],
+        )
+        .await?;
+    eprintln!("{event}");
+    // A pod without GPU passes by, whether the webhook lives or not.
+    let processes = &world.tessera.cluster.processes;
+    processes.crash("webhook").await?;
+    let plain = world
+        .create_and_run(&pod("plain", Some(REAL), &json!({})))
+        .await;
+    let refused = world.create(&pod("gpu", None, &gpus(1, 8000))).await;
+    processes.start_again("webhook")?;
+    plain?;
+    ensure!(refused.is_err(), "failurePolicy is Fail");
+    world.tessera.webhook_is_ready().await?;
+    world
+        .create_and_run(&pod("gpu", Some(REAL), &gpus(1, 8000)))
+        .await?;
+    Ok(())
+}
+
+pub(crate) async fn annotations_of_tessera_are_written_by_tessera_alone(
+    world: World,
+) -> anyhow::Result<()> {
+    let cluster = &world.tessera.cluster;
+    let mut forged = pod("forged", None, &gpus(1, 8000));
+    for limits in [gpus(1, 8000), json!({})] {
+        forged["spec"]["containers"][0]["resources"]["limits"] = limits;
+        forged["metadata"]["annotations"] = json!({ "tessera.dev/claim": "{}" });
+        let error = world
+            .create(&forged)
+            .await
+            .err()
+            .map(|e| e.to_string())
+            .unwrap_or_default();
+        let sentence = "annotation tessera.dev/claim is written by Tessera alone; remove it";
+        ensure!(error.contains(sentence), "{error}");
+    }
+    world
+        .create_and_run(&pod("honest", Some(REAL), &gpus(1, 8000)))
+        .await?;
+    let annotate = [
+        "annotate",
+        "--overwrite",
+        "pod",
+        "honest",
+        "tessera.dev/claim={}",
+    ];
+    let error = cluster
+        .kubectl(&annotate)
+        .await
+        .err()
+        .map(|e| e.to_string())
+        .unwrap_or_default();
+    ensure!(error.contains("are written by Tessera alone"), "{error}");
+    cluster
+        .kubectl(&["annotate", "pod", "honest", "note=mine"])
+        .await?;
+    // An agent writes about its own node and no other.
+    let agent = cluster.layout.kubeconfig("tessera-nodeagent-real");
+    let patch = |node: &'static str| {
+        let kubeconfig = format!("--kubeconfig={}", agent.display());
+        let body = r#"[{"op":"test","path":"/metadata/name","value":"x"}]"#;
+        let body = body.replace("\"x\"", &format!("\"{node}\""));
+        [
+            kubeconfig,
+            "patch".into(),
+            "gpunode".into(),
+            node.into(),
+            "--subresource=status".into(),
+            "--type=json".into(),
+            format!("--patch={body}"),
+        ]
+    };
+    cluster.kubectl(&patch("real")).await?;
+    let error = cluster.kubectl(&patch("hollow-h100")).await;
+    let error = error.err().map(|e| e.to_string()).unwrap_or_default();
+    ensure!(
+        error.contains("an agent writes the GpuNode of its own node alone"),
+        "{error}"
+    );
+    Ok(())
+}

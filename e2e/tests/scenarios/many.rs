@@ -1,0 +1,57 @@
+//! Many pods at once.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use anyhow::ensure;
+use futures::future::try_join_all;
+
+use super::{World, annotated, gpus, pod};
+
+pub(crate) async fn fifty_pods_at_once(world: World) -> anyhow::Result<()> {
+    let sizes = [4_000, 8_000, 9_500, 19_000, 8_000];
+    let pods: Vec<_> = (0..50)
+        .map(|number| {
+            pod(
+                &format!("many-{number}"),
+                None,
+                &gpus(1, sizes[number % sizes.len()]),
+            )
+        })
+        .collect();
+    let running = try_join_all(pods.iter().map(|pod| world.create_and_run(pod))).await?;
+    let mut by_node = BTreeMap::<String, usize>::new();
+    for pod in &running {
+        *by_node.entry(annotated(pod)?.1).or_default() += 1;
+        let phase = pod
+            .status
+            .as_ref()
+            .and_then(|status| status.phase.as_deref());
+        ensure!(phase == Some("Running"), "{phase:?}");
+    }
+    eprintln!("pods by node: {by_node:?}");
+    // No two pods have one instance, in their claims, in what is published and behind NVML.
+    let rows = world.rows().await?;
+    let of_mig: Vec<_> = rows.iter().filter(|row| row.mode == "mig").collect();
+    let uuids: BTreeSet<_> = of_mig.iter().map(|row| (&row.node, &row.uuid)).collect();
+    ensure!(rows.len() == 50, "{} rows", rows.len());
+    ensure!(uuids.len() == of_mig.len() && !uuids.iter().any(|(_, uuid)| uuid.is_empty()));
+    for (name, status) in world.nodes().await? {
+        for (gpu, card) in status
+            .gpus
+            .iter()
+            .zip(world.tessera.gpus(&name).snapshot()?.cards)
+        {
+            let mut slices = BTreeSet::new();
+            for instance in card.instances {
+                for slice in instance.start..instance.start + instance.size {
+                    ensure!(
+                        slices.insert(slice),
+                        "{name} GPU {}: slice {slice} twice",
+                        gpu.index
+                    );
+                }
+            }
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,303 @@
+//! What a user does and sees, on a real control plane.
+
+mod admission;
+mod containers;
+mod life;
+mod many;
+mod placement;
+
+use std::{collections::BTreeSet, pin::Pin, time::Duration};
+
+use anyhow::{Context, ensure};
+use daemon::pods;
+use domain::{GpuNodeStatus, InstanceState};
+use e2e::{Tessera, image::IMAGE, table, wait::until};
+use k8s_openapi::api::core::v1::{Event, Pod};
+use kube::{
+    Api, ResourceExt,
+    api::{DeleteParams, ListParams, PostParams},
+};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+/// A scenario by name.
+pub(crate) type Scenario = fn(World) -> Pin<Box<dyn Future<Output = anyhow::Result<()>>>>;
+
+macro_rules! scenarios {
+    ($($module:ident :: $name:ident),* $(,)?) => {
+        &[$((concat!(stringify!($module), "::", stringify!($name)), |world| Box::pin($module::$name(world)))),*]
+    };
+}
+
+/// All of them, in the order in which they run.
+pub(crate) const SCENARIOS: &[(&str, Scenario)] = scenarios![
+    life::the_pod_of_the_seed_gets_two_instances_and_leaves_none,
+    placement::sizes_fit_in_any_order_and_disturb_nobody,
+    placement::pods_without_a_mode_use_both_pools,
+    placement::what_does_not_fit_waits_and_says_what_would,
+    placement::a_count_alone_is_whole_gpus,
+    admission::nonsense_is_refused_in_one_sentence,
+    admission::annotations_of_tessera_are_written_by_tessera_alone,
+    containers::each_container_has_exactly_its_devices,
+    containers::an_init_container_alone_has_a_gpu,
+    containers::an_init_container_has_another_size_than_the_application,
+    containers::a_sidecar_and_two_sizes,
+    life::a_killed_agent_adopts_what_runs,
+    life::a_label_turns_a_node_into_a_mig_node_and_back,
+    many::fifty_pods_at_once,
+];
+
+/// How long a pod may take to run.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(40);
+/// Name of the node with real containers.
+pub(crate) const REAL: &str = "real";
+
+/// The cluster with Tessera that all scenarios share.
+#[derive(Clone)]
+pub(crate) struct World {
+    pub(crate) tessera: Tessera,
+}
+
+/// What the probe prints in a container.
+#[derive(Debug, Deserialize, PartialEq, Eq)]
+pub(crate) struct Seen {
+    pub(crate) gpus: Vec<SeenGpu>,
+}
+
+#[derive(Debug, Deserialize, PartialEq, Eq)]
+pub(crate) struct SeenGpu {
+    pub(crate) uuid: String,
+    pub(crate) instances: Vec<SeenInstance>,
+}
+
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, PartialOrd, Ord)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct SeenInstance {
+    pub(crate) uuid: String,
+    pub(crate) memory_mib: u64,
+}
+
+impl Seen {
+    pub(crate) fn instances(&self) -> Vec<SeenInstance> {
+        let mut all: Vec<_> = self
+            .gpus
+            .iter()
+            .flat_map(|gpu| gpu.instances.clone())
+            .collect();
+        all.sort();
+        all
+    }
+}
+
+/// A pod on a node, or anywhere, with one container that asks for this.
+pub(crate) fn pod(name: &str, node: Option<&str>, limits: &Value) -> Value {
+    let mut pod = json!({
+        "metadata": { "name": name },
+        "spec": { "terminationGracePeriodSeconds": 1,
+            "containers": [container("main", limits)] },
+    });
+    if let Some(node) = node {
+        pod["spec"]["nodeSelector"] = json!({ "kubernetes.io/hostname": node });
+    }
+    pod
+}
+
+/// A container that stays and asks for this.
+pub(crate) fn container(name: &str, limits: &Value) -> Value {
+    json!({ "name": name, "image": IMAGE, "command": ["sleep", "86400"],
+        "resources": { "limits": limits } })
+}
+
+/// Limits: count and MiB a device.
+pub(crate) fn gpus(count: u32, mib: u64) -> Value {
+    json!({ "nvidia.com/gpu": count.to_string(), "nvidia.com/gpumem": mib.to_string() })
+}
+
+impl World {
+    pub(crate) fn pods(&self) -> Api<Pod> {
+        Api::default_namespaced(self.tessera.cluster.client())
+    }
+
+    pub(crate) async fn create(&self, pod: &Value) -> anyhow::Result<Pod> {
+        let pod: Pod = serde_json::from_value(pod.clone())?;
+        Ok(self.pods().create(&PostParams::default(), &pod).await?)
+    }
+
+    pub(crate) async fn delete(&self, name: &str) -> anyhow::Result<()> {
+        self.pods().delete(name, &DeleteParams::default()).await?;
+        Ok(())
+    }
+
+    /// Waits until a pod runs, with all its containers ready.
+    pub(crate) async fn runs(&self, name: &str) -> anyhow::Result<Pod> {
+        let ready = |pod: &Pod| {
+            let conditions = pod
+                .status
+                .as_ref()
+                .and_then(|status| status.conditions.as_ref());
+            let mut conditions = conditions.into_iter().flatten();
+            conditions.any(|c| c.type_ == "Ready" && c.status == "True")
+        };
+        let result = until(&format!("pod {name} to run"), PATIENCE, async || {
+            self.pods().get(name).await.ok().filter(ready)
+        })
+        .await;
+        match result {
+            Ok(pod) => Ok(pod),
+            Err(error) => Err(error).context(self.events(name).await?.join("\n")),
+        }
+    }
+
+    pub(crate) async fn create_and_run(&self, pod: &Value) -> anyhow::Result<Pod> {
+        let created = self.create(pod).await?;
+        self.runs(&created.name_any()).await
+    }
+
+    /// What the events of a pod say.
+    pub(crate) async fn events(&self, name: &str) -> anyhow::Result<Vec<String>> {
+        let events: Api<Event> = Api::default_namespaced(self.tessera.cluster.client());
+        let of = ListParams::default().fields(&format!("involvedObject.name={name}"));
+        let events = events.list(&of).await?;
+        Ok(events
+            .into_iter()
+            .map(|event| {
+                let (reason, message) = (event.reason, event.message);
+                format!(
+                    "{}: {}",
+                    reason.unwrap_or_default(),
+                    message.unwrap_or_default()
+                )
+            })
+            .collect())
+    }
+
+    /// Waits for an event of a pod that has all these words.
+    pub(crate) async fn event(&self, name: &str, words: &[&str]) -> anyhow::Result<String> {
+        let found = until(
+            &format!("an event of {name} with {words:?}"),
+            PATIENCE,
+            async || {
+                let events = self.events(name).await.ok()?;
+                let has = |event: &String| words.iter().all(|word| event.contains(word));
+                events.into_iter().find(has)
+            },
+        )
+        .await;
+        match found {
+            Ok(event) => Ok(event),
+            Err(error) => Err(error).context(self.events(name).await?.join("\n")),
+        }
+    }
+
+    /// What NVML shows in a container of the real node.
+    pub(crate) async fn seen(&self, pod: &str, container: &str) -> anyhow::Result<Seen> {
+        let text = self
+            .tessera
+            .cluster
+            .kubectl(&["exec", pod, "-c", container, "--", "tessera-probe"])
+            .await?;
+        serde_json::from_str(&text).with_context(|| text)
+    }
+
+    /// The instances that a node's agent publishes for a pod.
+    pub(crate) async fn instances(
+        &self,
+        node: &str,
+        pod: &str,
+    ) -> anyhow::Result<BTreeSet<String>> {
+        let status = self.tessera.gpu_node(node).await?;
+        let pod = format!("default/{pod}");
+        let of_pod = status
+            .gpus
+            .iter()
+            .flat_map(|gpu| &gpu.instances)
+            .filter(|instance| instance.pod.as_deref() == Some(&pod));
+        Ok(of_pod
+            .filter_map(|instance| instance.uuid.clone())
+            .collect())
+    }
+
+    /// Ids and restarts of a pod's containers: the same as before when nobody disturbed it.
+    pub(crate) async fn fingerprint(&self, name: &str) -> anyhow::Result<Vec<(String, i32)>> {
+        let status = self.pods().get(name).await?.status.unwrap_or_default();
+        let statuses = status.container_statuses.unwrap_or_default();
+        let of = |status: k8s_openapi::api::core::v1::ContainerStatus| {
+            (
+                status.container_id.unwrap_or_default(),
+                status.restart_count,
+            )
+        };
+        Ok(statuses.into_iter().map(of).collect())
+    }
+
+    pub(crate) async fn rows(&self) -> anyhow::Result<Vec<table::Row>> {
+        Ok(table::rows(self.tessera.cluster.client()).await?)
+    }
+
+    pub(crate) async fn nodes(&self) -> anyhow::Result<Vec<(String, GpuNodeStatus)>> {
+        use daemon::gpu_node::GpuNode;
+        let nodes: Api<GpuNode> = Api::all(self.tessera.cluster.client());
+        let nodes = nodes.list(&ListParams::default()).await?;
+        Ok(nodes
+            .into_iter()
+            .map(|node| (node.name_any(), node.status.unwrap_or_default()))
+            .collect())
+    }
+
+    /// Deletes all pods and waits until every instance is gone, on the cards as well as in what is published.
+    pub(crate) async fn clear(&self) -> anyhow::Result<()> {
+        let everything = ListParams::default();
+        self.pods()
+            .delete_collection(&DeleteParams::default(), &everything)
+            .await?;
+        until("all pods to be gone", PATIENCE, async || {
+            let left = self.pods().list(&everything).await.ok()?;
+            left.items.is_empty().then_some(())
+        })
+        .await?;
+        let mut last = String::new();
+        let gone = until("all instances to be gone", PATIENCE, async || {
+            let nodes = self.nodes().await.ok()?;
+            last = nodes
+                .iter()
+                .map(|(name, status)| format!("{name}: {}\n", status.layout))
+                .collect();
+            let published = nodes
+                .iter()
+                .flat_map(|(_, node)| &node.gpus)
+                .map(|gpu| gpu.instances.len());
+            let real: usize = nodes.iter().map(|(name, _)| self.on_cards(name)).sum();
+            (published.sum::<usize>() + real == 0).then_some(())
+        })
+        .await;
+        gone.with_context(|| last)
+    }
+
+    /// GPU instances that exist behind NVML on a node.
+    pub(crate) fn on_cards(&self, node: &str) -> usize {
+        let snapshot = self.tessera.gpus(node).snapshot();
+        snapshot.map_or(0, |state| {
+            state.cards.iter().map(|card| card.instances.len()).sum()
+        })
+    }
+}
+
+/// Instances of a node that are not idle.
+pub(crate) fn busy(status: &GpuNodeStatus) -> usize {
+    let instances = status.gpus.iter().flat_map(|gpu| &gpu.instances);
+    instances
+        .filter(|instance| instance.state != InstanceState::Idle)
+        .count()
+}
+
+/// That the pod's annotations name a mode, and the node on which it is.
+pub(crate) fn annotated(pod: &Pod) -> anyhow::Result<(String, String)> {
+    let annotation = |key: &str| pod.annotations().get(key).cloned().unwrap_or_default();
+    let (mode, node) = (
+        annotation(domain::keys::VGPU_MODE),
+        annotation(domain::keys::NODE),
+    );
+    ensure!(mode == "mig" || mode == "hami-core", "mode is {mode:?}");
+    ensure!(Some(node.as_str()) == pods::node(pod), "node is {node:?}");
+    Ok((mode, node))
+}

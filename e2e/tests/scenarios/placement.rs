@@ -1,0 +1,107 @@
+//! Which pod goes where, and what is said when it goes nowhere.
+
+use std::collections::BTreeSet;
+
+use anyhow::{Context, ensure};
+use kube::{Api, ResourceExt};
+use serde_json::json;
+
+use super::{REAL, Seen, World, annotated, gpus, pod};
+
+pub(crate) async fn sizes_fit_in_any_order_and_disturb_nobody(world: World) -> anyhow::Result<()> {
+    let cards = world.tessera.gpu_node(REAL).await?.gpus;
+    for (card, sizes) in cards
+        .iter()
+        .zip([[20_000, 10_000, 40_000], [10_000, 20_000, 40_000]])
+    {
+        let mut before: Vec<(String, Seen, Vec<(String, i32)>)> = Vec::new();
+        for size in sizes {
+            let name = format!("size-{size}-{}", card.index);
+            let mut wanted = pod(&name, Some(REAL), &gpus(1, size));
+            wanted["metadata"]["annotations"] = json!({ "nvidia.com/use-gpuuuid": card.uuid });
+            world.create_and_run(&wanted).await?;
+            let seen = world.seen(&name, "main").await?;
+            let instances = seen.instances();
+            ensure!(instances.len() == 1 && seen.gpus.len() == 1, "{seen:?}");
+            ensure!(seen.gpus[0].uuid == card.uuid, "{seen:?}");
+            // A request up to the size in a profile's name is served by it: 10,000 MiB by 1g.10gb.
+            ensure!(instances[0].memory_mib + 512 >= size, "{seen:?}");
+            for (name, seen, print) in &before {
+                ensure!(
+                    world.seen(name, "main").await? == *seen,
+                    "{name} was disturbed"
+                );
+                ensure!(
+                    world.fingerprint(name).await? == *print,
+                    "{name} was restarted"
+                );
+            }
+            let print = world.fingerprint(&name).await?;
+            before.push((name, seen, print));
+        }
+    }
+    Ok(())
+}
+
+pub(crate) async fn pods_without_a_mode_use_both_pools(world: World) -> anyhow::Result<()> {
+    let mut modes = BTreeSet::new();
+    for (number, size) in [1_000, 1_500, 8_000, 9_500, 19_000, 38_000]
+        .into_iter()
+        .enumerate()
+    {
+        let running = world
+            .create_and_run(&pod(&format!("any-{number}"), None, &gpus(1, size)))
+            .await?;
+        modes.insert(annotated(&running)?.0);
+        ensure!(running.annotations()["tessera.dev/vgpu-mode-by"] == "tessera");
+    }
+    ensure!(modes.len() == 2, "all of them went to {modes:?}");
+    Ok(())
+}
+
+pub(crate) async fn what_does_not_fit_waits_and_says_what_would(
+    world: World,
+) -> anyhow::Result<()> {
+    // Two cards of the real node: three halves and a tenth leave room for a quarter, not for a half.
+    for name in ["half-0", "half-1", "half-2"] {
+        world
+            .create_and_run(&pod(name, Some(REAL), &gpus(1, 40_000)))
+            .await?;
+    }
+    world
+        .create_and_run(&pod("tenth", Some(REAL), &gpus(1, 9_000)))
+        .await?;
+    world
+        .create(&pod("waits", Some(REAL), &gpus(1, 40_000)))
+        .await?;
+    let event = world
+        .event(
+            "waits",
+            &["FailedScheduling", "3g.40gb", "would fit now: ", "20gb"],
+        )
+        .await?;
+    eprintln!("{event}");
+    let waiting = world.pods().get("waits").await?;
+    let phase = waiting.status.and_then(|status| status.phase);
+    ensure!(phase.as_deref() == Some("Pending"), "{phase:?}");
+    world.delete("half-1").await?;
+    world.runs("waits").await?;
+    Ok(())
+}
+
+pub(crate) async fn a_count_alone_is_whole_gpus(world: World) -> anyhow::Result<()> {
+    let mut whole = pod("whole", Some(REAL), &json!({ "nvidia.com/gpu": "1" }));
+    whole["metadata"]["annotations"] = json!({ "nvidia.com/vgpu-mode": "mig" });
+    world.create_and_run(&whole).await?;
+    let seen = world.seen("whole", "main").await?.instances();
+    ensure!(seen.len() == 1 && seen[0].memory_mib > 80_000, "{seen:?}");
+    let rows = world.rows().await?;
+    let row = rows.first().context("no row")?;
+    ensure!(row.profile == "7g.80gb", "{row:?}");
+    let nodes: Api<k8s_openapi::api::core::v1::Node> = Api::all(world.tessera.cluster.client());
+    let status = nodes.get(REAL).await?.status.unwrap_or_default();
+    let allocatable = status.allocatable.unwrap_or_default();
+    // Two cards of deviceSplitCount ids.
+    ensure!(allocatable["nvidia.com/gpu"].0 == "20", "{allocatable:?}");
+    Ok(())
+}
