@@ -89,31 +89,62 @@ pub async fn objects<K>(
     }
 }
 
-/// Follows the claims of all pods.
-pub async fn pods(client: Client, cluster: Shared, latch: Latch) {
+/// What a change of the view may mean to others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Notice<'a> {
+    /// Something of this node's cards may be free now.
+    Freed(&'a str),
+    /// The pod of this UID waits for no node any more.
+    Settled(&'a str),
+}
+
+/// Follows the claims of all pods; `notice` is called after each change.
+pub async fn pods(
+    client: Client,
+    cluster: Shared,
+    latch: Latch,
+    mut notice: impl FnMut(Notice<'_>),
+) {
     objects(
         Api::<Pod>::all(client),
         watcher::Config::default(),
         Some(latch),
         |change| match change {
-            Change::Apply(pod) => apply_pod(&cluster, &pod),
+            Change::Apply(pod) => apply_pod(&cluster, &pod, &mut notice),
             Change::Delete(pod) => {
                 if let Some(uid) = pod.uid() {
-                    cluster.write().remove_pod(&uid);
+                    remove_pod(&cluster, &uid, &mut notice);
                 }
             }
-            Change::Complete(uids, _) => cluster.write().retain_pods(&uids),
+            Change::Complete(uids, _) => {
+                cluster.write().retain_pods(&uids);
+                let all: Vec<String> = cluster.read().nodes().map(|(n, _)| n.to_owned()).collect();
+                for node in &all {
+                    notice(Notice::Freed(node));
+                }
+            }
         },
     )
     .await;
 }
 
-fn apply_pod(cluster: &Shared, pod: &Pod) {
+fn remove_pod(cluster: &Shared, uid: &str, notice: &mut impl FnMut(Notice<'_>)) {
+    let node = cluster.write().remove_pod(uid);
+    notice(Notice::Settled(uid));
+    if let Some(node) = node {
+        notice(Notice::Freed(&node));
+    }
+}
+
+fn apply_pod(cluster: &Shared, pod: &Pod, notice: &mut impl FnMut(Notice<'_>)) {
     let Some(uid) = pod.uid() else { return };
     let (claim, node) = (pods::claim(pod), pods::node(pod));
     match (claim, node) {
-        _ if pods::is_over(pod) => cluster.write().remove_pod(&uid),
-        (Some(Ok(claim)), Some(node)) => cluster.write().apply_pod(&uid, node, claim),
+        _ if pods::is_over(pod) => remove_pod(cluster, &uid, notice),
+        (Some(Ok(claim)), Some(node)) => {
+            cluster.write().apply_pod(&uid, node, claim);
+            notice(Notice::Settled(&uid));
+        }
         (Some(Err(error)), Some(_)) => {
             tracing::warn!(
                 pod = pods::key(pod),
@@ -125,8 +156,13 @@ fn apply_pod(cluster: &Shared, pod: &Pod) {
     }
 }
 
-/// Follows the inventories of all nodes.
-pub async fn gpu_nodes(client: Client, cluster: Shared, latch: Latch) {
+/// Follows the inventories of all nodes; `notice` is called after each change.
+pub async fn gpu_nodes(
+    client: Client,
+    cluster: Shared,
+    latch: Latch,
+    mut notice: impl FnMut(Notice<'_>),
+) {
     objects(
         Api::<GpuNode>::all(client),
         watcher::Config::default(),
@@ -135,6 +171,7 @@ pub async fn gpu_nodes(client: Client, cluster: Shared, latch: Latch) {
             Change::Apply(node) => {
                 if let Some(status) = node.status.clone() {
                     cluster.write().apply_node(&node.name_any(), status);
+                    notice(Notice::Freed(&node.name_any()));
                 }
             }
             Change::Delete(node) => cluster.write().remove_node(&node.name_any()),
@@ -158,7 +195,11 @@ mod tests {
         let client = Client::new(service, "default");
         let (cluster, readiness) = (Shared::default(), Readiness::default());
         let latch = readiness.latch("pods");
-        let task = tokio::spawn(pods(client, cluster.clone(), latch));
+        let noticed = Arc::new(std::sync::Mutex::new(Vec::new()));
+        let task = tokio::spawn(pods(client, cluster.clone(), latch, {
+            let noticed = noticed.clone();
+            move |notice| noticed.lock().unwrap().push(format!("{notice:?}"))
+        }));
         let claim = r#"{"v":1,"containers":[]}"#;
         let pod = |name: &str, node: Option<&str>, phase: &str| {
             json!({ "apiVersion": "v1", "kind": "Pod",
@@ -202,6 +243,18 @@ mod tests {
         let _ = server.next_request().await.unwrap();
         assert_eq!(held("b").as_deref(), Some("n3"));
         assert_eq!((held("a"), held("c")), (None, None));
+        let noticed = noticed.lock().unwrap();
+        for freed in [
+            "Freed(\"n1\")",
+            "Freed(\"n2\")",
+            "Settled(\"c\")",
+            "Settled(\"b\")",
+        ] {
+            assert!(
+                noticed.iter().any(|notice| notice == freed),
+                "{freed} in {noticed:?}"
+            );
+        }
         task.abort();
     }
 }

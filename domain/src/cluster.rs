@@ -66,16 +66,16 @@ impl Cluster {
         self.put(uid, node, claim, None);
     }
 
-    /// Forgets a pod that is gone or has ended for good.
-    pub fn remove_pod(&mut self, uid: &str) {
-        if let Some(holder) = self.pods.remove(uid)
-            && let Some(uids) = self.by_node.get_mut(&holder.node)
-        {
+    /// Forgets a pod that is gone or has ended for good; tells the node that it held something of.
+    pub fn remove_pod(&mut self, uid: &str) -> Option<String> {
+        let holder = self.pods.remove(uid)?;
+        if let Some(uids) = self.by_node.get_mut(&holder.node) {
             uids.remove(uid);
             if uids.is_empty() {
                 self.by_node.remove(&holder.node);
             }
         }
+        Some(holder.node)
     }
 
     /// Keeps only these pods, as after a fresh list; assumed claims stay.

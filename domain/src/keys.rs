@@ -21,6 +21,8 @@ pub const OURS: &str = "tessera.dev/";
 pub const NODE: &str = "tessera.dev/node";
 /// Pod annotation: `user` or `tessera`, who chose the mode.
 pub const VGPU_MODE_BY: &str = "tessera.dev/vgpu-mode-by";
+/// Node annotation: when GPU slices became free that a waiting pod could use; its change wakes kube-scheduler.
+pub const FREED: &str = "tessera.dev/freed";
 /// Pod annotation: the [`Claim`](crate::Claim), written by the binding.
 pub const CLAIM: &str = "tessera.dev/claim";
 

@@ -559,10 +559,12 @@ impl<'a> Search<'a> {
                 wanted.push(what);
             }
         }
+        let fits = self.largest_fit();
         Refusal::Occupied {
             wanted: wanted.join(" + "),
-            fragmented,
-            fits: self.largest_fit(),
+            // Where no profile may start at all the card is full: its last slice has no compute slice.
+            fragmented: fragmented && fits.is_some(),
+            fits,
         }
     }
 

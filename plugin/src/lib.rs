@@ -7,8 +7,10 @@
 pub mod bind;
 pub mod protocol;
 pub mod verbs;
+pub mod wake;
 
 use std::{
+    collections::BTreeMap,
     net::SocketAddr,
     sync::Arc,
     time::{Duration, Instant},
@@ -18,13 +20,16 @@ use anyhow::Context;
 use daemon::{
     admin,
     args::{ConfigArgs, LogArgs},
-    follow::{self, Shared},
+    follow::{self, Notice, Shared},
+    pods,
     ready::Readiness,
     serve::{self, Body, json, text},
     shutdown,
     tasks::{Tasks, until},
 };
+use domain::Demand;
 use hyper::{Method, Request, Response, StatusCode, body::Incoming};
+use kube::ResourceExt;
 use prometheus_client::{
     encoding::{EncodeLabelSet, EncodeLabelValue},
     metrics::{
@@ -33,12 +38,13 @@ use prometheus_client::{
     },
     registry::{Registry, Unit},
 };
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, sync::mpsc};
 
 pub use crate::verbs::choose;
 use crate::{
     bind::Binder,
-    protocol::{ExtenderArgs, ExtenderBindingArgs, ExtenderBindingResult},
+    protocol::{ExtenderArgs, ExtenderBindingArgs, ExtenderBindingResult, FilterResult},
+    wake::Waiting,
 };
 
 /// Largest request: a pod with the names of ten thousand nodes.
@@ -123,18 +129,44 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         config,
         epoch: Instant::now(),
     };
+    let waiting = Waiting::default();
+    let (tell_freed, freed) = mpsc::unbounded_channel();
+    let notice = {
+        let waiting = waiting.clone();
+        move |notice: Notice<'_>| match notice {
+            Notice::Settled(uid) => waiting.gone(uid),
+            // The receiver lives as long as the process.
+            Notice::Freed(node) => drop(tell_freed.send(node.to_owned())),
+        }
+    };
     let mut tasks = Tasks::new(token.clone());
-    let (pods, nodes) = (readiness.latch("pods"), readiness.latch("gpunodes"));
+    let (pods_latch, nodes) = (readiness.latch("pods"), readiness.latch("gpunodes"));
     tasks.spawn(
         "pods",
         until(
             token.clone(),
-            follow::pods(client.clone(), cluster.clone(), pods),
+            follow::pods(client.clone(), cluster.clone(), pods_latch, notice.clone()),
         ),
     );
     tasks.spawn(
         "gpunodes",
-        until(token.clone(), follow::gpu_nodes(client, cluster, nodes)),
+        until(
+            token.clone(),
+            follow::gpu_nodes(client.clone(), cluster.clone(), nodes, notice),
+        ),
+    );
+    tasks.spawn(
+        "wake",
+        until(
+            token.clone(),
+            wake::run(
+                client,
+                cluster,
+                binder.config.clone(),
+                waiting.clone(),
+                freed,
+            ),
+        ),
     );
     tasks.spawn("expire", {
         let binder = binder.clone();
@@ -157,15 +189,32 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     tasks.spawn(
         "extender",
         serve::plain(listener, token, move |request| {
-            answer(request, binder.clone(), metrics.clone(), readiness.clone())
+            let (binder, waiting) = (binder.clone(), waiting.clone());
+            answer(request, binder, waiting, metrics.clone(), readiness.clone())
         }),
     );
     tasks.run().await
 }
 
+/// Filters, and remembers the pod that found no node; under one lock, so that no change of the view is missed.
+fn filter(args: ExtenderArgs, binder: &Binder, waiting: &Waiting) -> FilterResult {
+    let (uid, request) = (args.pod.uid(), pods::request(&args.pod));
+    let cluster = binder.cluster.read();
+    let result = verbs::filter(args, &cluster, &binder.config);
+    if result.is_empty()
+        && let (Some(uid), Ok(Some(demand))) = (uid, Demand::read(&request, &binder.config))
+    {
+        let failed = [&result.failed_nodes, &result.failed_and_unresolvable_nodes];
+        let names: Vec<&String> = failed.into_iter().flat_map(BTreeMap::keys).collect();
+        waiting.refused(&uid, demand, names.into_iter());
+    }
+    result
+}
+
 async fn answer(
     request: Request<Incoming>,
     binder: Binder,
+    waiting: Waiting,
     metrics: Metrics,
     readiness: Readiness,
 ) -> Response<Body> {
@@ -181,11 +230,11 @@ async fn answer(
         }
     };
     // A view without all claims would give away what is held.
-    let waiting = readiness.waiting();
-    if !waiting.is_empty() {
+    let missing = readiness.waiting();
+    if !missing.is_empty() {
         return text(
             StatusCode::SERVICE_UNAVAILABLE,
-            format!("waiting for {}", waiting.join(", ")),
+            format!("waiting for {}", missing.join(", ")),
         );
     }
     let started = Instant::now();
@@ -201,7 +250,7 @@ async fn answer(
     };
     let response = match verb {
         Verb::filter => match serde_json::from_slice::<ExtenderArgs>(&body) {
-            Ok(args) => json(&verbs::filter(args, &binder.cluster.read(), &binder.config)),
+            Ok(args) => json(&filter(args, &binder, &waiting)),
             Err(error) => bad(error),
         },
         Verb::prioritize => match serde_json::from_slice::<ExtenderArgs>(&body) {

@@ -41,6 +41,17 @@ pub struct FilterResult {
     pub error: String,
 }
 
+impl FilterResult {
+    /// Whether no node can take the pod.
+    pub fn is_empty(&self) -> bool {
+        self.node_names.as_ref().is_none_or(Vec::is_empty)
+            && self
+                .nodes
+                .as_ref()
+                .is_none_or(|nodes| nodes.items.is_empty())
+    }
+}
+
 /// Score of a node, 0 to 10.
 #[derive(Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "PascalCase")]

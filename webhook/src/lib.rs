@@ -146,14 +146,14 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         "pods",
         until(
             token.clone(),
-            follow::pods(client.clone(), cluster.clone(), pods),
+            follow::pods(client.clone(), cluster.clone(), pods, |_| {}),
         ),
     );
     tasks.spawn(
         "gpunodes",
         until(
             token.clone(),
-            follow::gpu_nodes(client.clone(), cluster.clone(), nodes),
+            follow::gpu_nodes(client.clone(), cluster.clone(), nodes, |_| {}),
         ),
     );
     tasks.spawn("certificate", {
