@@ -4,8 +4,14 @@
 //! `Allocate` only derives a CDI name from the ids, because an error there fails the pod for good;
 //! `PreStartContainer`, whose errors kubelet retries, finds out whose the ids are and waits for the devices.
 
-use std::{path::PathBuf, pin::Pin, time::Duration};
+use std::{
+    path::PathBuf,
+    pin::Pin,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
+use daemon::ready::Latch;
 use domain::{ClaimedDevice, Share};
 use tokio::{net::UnixListener, sync::watch, time::Instant};
 use tokio_stream::{
@@ -71,6 +77,8 @@ pub struct Plugin {
     pub cdi: Cdi,
     /// Durations.
     pub metrics: Metrics,
+    /// Released when kubelet knows the devices.
+    pub known: Arc<Mutex<Option<Latch>>>,
 }
 
 /// The device ids of the cards, and their health.
@@ -112,6 +120,14 @@ impl DevicePlugin for Plugin {
         &self,
         _: Request<Empty>,
     ) -> Result<Response<Self::ListAndWatchStream>, Status> {
+        if let Some(latch) = self
+            .known
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take()
+        {
+            latch.release();
+        }
         let shares = self.kubelet.shares;
         let mut last = None;
         let changes = WatchStream::new(self.owner.inventory()).filter_map(move |inventory| {

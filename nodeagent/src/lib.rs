@@ -23,7 +23,10 @@ pub mod owner;
 pub mod pods;
 pub mod publish;
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex},
+};
 
 use anyhow::Context;
 use daemon::{
@@ -182,6 +185,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
                 pods,
                 cdi,
                 metrics,
+                known: Arc::new(Mutex::new(Some(readiness.latch("kubelet")))),
             },
             token.clone(),
         ),

@@ -20,7 +20,7 @@ use nvml_wrapper_sys::bindings::{
     nvmlComputeInstance_t, nvmlComputeInstanceInfo_t, nvmlComputeInstanceProfileInfo_t,
     nvmlDevice_t, nvmlDeviceAttributes_t, nvmlGpuInstance_t, nvmlGpuInstanceInfo_t,
     nvmlGpuInstancePlacement_t, nvmlGpuInstanceProfileInfo_t, nvmlGpuInstanceProfileInfo_v2_t,
-    nvmlMemory_t, nvmlPciInfo_t, nvmlProcessInfo_t,
+    nvmlMemory_t, nvmlMemory_v2_t, nvmlPciInfo_t, nvmlProcessInfo_t,
 };
 
 use crate::{
@@ -32,6 +32,12 @@ use crate::{
 };
 
 const DRIVER_NOT_LOADED: Code = 9;
+/// `NVML_STRUCT_VERSION(Memory, 2)`.
+#[allow(
+    clippy::cast_possible_truncation,
+    reason = "the size of a struct of 40 bytes"
+)]
+const MEMORY_V2: c_uint = size_of::<nvmlMemory_v2_t>() as c_uint | 2 << 24;
 
 /// What an opaque handle stands for, packed into its 64 bits: kind, card, GI id, CI id, serial.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -425,6 +431,24 @@ device!(nvmlDeviceGetMemoryInfo, &[GPU, MIG], (out: *mut nvmlMemory_t), |handle,
     };
     let total = mib << 20;
     put(out, nvmlMemory_t { total, free: total, used: 0 })
+});
+device!(nvmlDeviceGetMemoryInfo_v2, &[GPU, MIG], (out: *mut nvmlMemory_v2_t), |handle, _store, state| {
+    let card = handle.card(state)?;
+    if out.is_null() {
+        return Err(INVALID_ARGUMENT);
+    }
+    // SAFETY: not null; the caller gives a struct whose first word is its version.
+    if unsafe { (*out).version } != MEMORY_V2 {
+        return Err(ARGUMENT_VERSION_MISMATCH);
+    }
+    let mib = if handle.kind == MIG {
+        let (instance, _) = handle.compute(state)?;
+        card.model().by_id(instance.profile_id).map_or(0, |profile| profile.memory_mib)
+    } else {
+        card.model().memory_mib
+    };
+    let total = mib << 20;
+    put(out, nvmlMemory_v2_t { version: MEMORY_V2, total, reserved: 0, free: total, used: 0 })
 });
 device!(nvmlDeviceGetCudaComputeCapability, &[GPU, MIG], (major: *mut i32, minor: *mut i32), |handle, _store, state| {
     let text = &handle.card(state)?.model().compute_capability;
