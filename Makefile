@@ -1,9 +1,21 @@
-# Thin: each target is the one command that it names.
+# Thin: each target is the few commands that it names. The test cluster needs root.
 
-.PHONY: test lint clean
+.PHONY: build demo test bench lint clean
 
-test: ## All tests.
+build: ## All programs, and what the test cluster needs.
+	sh e2e/install.sh
+	cargo build --workspace
+
+demo: build ## A real control plane with Tessera and simulated GPUs on this machine, and who has what.
+	target/debug/tessera-e2e demo
+
+test: build ## All tests, the scenarios on a real control plane among them. Ends the demo's cluster.
+	target/debug/tessera-e2e down
 	cargo test --workspace
+
+bench: build ## Time from bind to a running container, with GPU and without. Ends the demo's cluster.
+	target/debug/tessera-e2e down
+	target/debug/tessera-e2e bench
 
 lint: ## Format, lints, docs, and the purity of the model.
 	cargo fmt --all --check
@@ -11,5 +23,6 @@ lint: ## Format, lints, docs, and the purity of the model.
 	RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps --document-private-items
 	! cargo tree -p tessera-domain -e normal --prefix none | grep -E '^(tokio|kube|hyper|k8s-openapi|tracing) '
 
-clean: ## What was built.
+clean: ## The cluster, and what was built.
+	-target/debug/tessera-e2e down
 	cargo clean

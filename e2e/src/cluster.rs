@@ -32,7 +32,7 @@ use crate::{
 };
 
 /// How long a component may take to become ready.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 
 /// A component that a scenario may stop and start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -123,7 +123,7 @@ impl Cluster {
         processes.start(&api_server(&layout))?;
         processes.start(&containerd(&layout)?)?;
         let cluster = Self {
-            client: client(&layout).await?,
+            client: client(&layout, "admin").await?,
             node: node.to_owned(),
             layout,
             processes,
@@ -151,7 +151,7 @@ impl Cluster {
         let record: Record =
             serde_json::from_slice(&text).map_err(|_| Error::NoCluster(layout.dir.clone()))?;
         Ok(Self {
-            client: client(&layout).await?,
+            client: client(&layout, "admin").await?,
             processes: Processes::new(&layout),
             node: record.node,
             layout,
@@ -161,6 +161,11 @@ impl Cluster {
     /// A client with all rights.
     pub fn client(&self) -> Client {
         self.client.clone()
+    }
+
+    /// A client with the rights of a kubeconfig of `pki/`.
+    pub async fn client_as(&self, who: &str) -> Result<Client, Error> {
+        client(&self.layout, who).await
     }
 
     /// Runs kubectl with all rights; its output, or its words as an error.
@@ -342,8 +347,8 @@ fn make_bridge() -> Result<(), Error> {
     Ok(())
 }
 
-async fn client(layout: &Layout) -> Result<Client, Error> {
-    let kubeconfig = Kubeconfig::read_from(layout.kubeconfig("admin"))?;
+async fn client(layout: &Layout, who: &str) -> Result<Client, Error> {
+    let kubeconfig = Kubeconfig::read_from(layout.kubeconfig(who))?;
     let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
     Ok(Client::try_from(config)?)
 }

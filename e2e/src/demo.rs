@@ -21,7 +21,7 @@ pub(crate) async fn run(dir: &Path) -> anyhow::Result<()> {
     cluster
         .kubectl(&["apply", "--server-side", "-k", &examples.to_string_lossy()])
         .await?;
-    let all_run = until("all examples to run", Duration::from_secs(60), async || {
+    let all_run = until("all examples to run", Duration::from_mins(1), async || {
         let rows = table::rows(cluster.client()).await.ok()?;
         let done = |row: &table::Row| row.phase == "Running" && !row.uuid.is_empty();
         (rows.len() >= 9 && rows.iter().all(done)).then_some(())

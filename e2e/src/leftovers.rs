@@ -87,7 +87,9 @@ pub async fn down(dir: &Path) -> Result<(), Error> {
     }
     let _ = until("", GRACE, async || {
         let left = cgroups(CGROUP);
-        left.iter().for_each(|cgroup| remove_cgroup(cgroup));
+        for cgroup in &left {
+            remove_cgroup(cgroup);
+        }
         cgroups(CGROUP).is_empty().then_some(())
     })
     .await;

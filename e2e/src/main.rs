@@ -1,6 +1,7 @@
 //! The test cluster by hand: up, down, kubectl.
 #![allow(clippy::print_stdout, reason = "a command that prints")]
 
+mod bench;
 mod demo;
 
 use std::{ffi::OsString, path::PathBuf, process::ExitCode, time::Instant};
@@ -24,6 +25,8 @@ enum Command {
     Up,
     /// Bring up everything, apply the examples, and show which pod has what.
     Demo,
+    /// Measure the start of pods with GPU and without.
+    Bench,
     /// Show which pod has what.
     Show,
     /// End it and remove every trace.
@@ -52,6 +55,7 @@ async fn main() -> anyhow::Result<ExitCode> {
             );
         }
         Command::Demo => demo::run(&dir).await?,
+        Command::Bench => bench::run(&dir).await?,
         Command::Show => {
             let cluster = Cluster::attach(&dir).await?;
             println!("{}", table::table(&table::rows(cluster.client()).await?));

@@ -135,7 +135,7 @@ impl Tessera {
     async fn start_webhook(&self) -> Result<(), Error> {
         let kubeconfig = self.account("tessera-webhook", None).await?;
         self.start(
-            daemon("webhook", "tessera-webhook", &kubeconfig)
+            &daemon("webhook", "tessera-webhook", &kubeconfig)
                 .arg(format!("--listen=127.0.0.1:{WEBHOOK_PORT}"))
                 .arg("--extra-name=127.0.0.1")
                 .arg(format!("--admin-address=127.0.0.1:{ADMIN_PORT}")),
@@ -145,7 +145,7 @@ impl Tessera {
     async fn start_plugin(&self) -> Result<(), Error> {
         let kubeconfig = self.account("tessera-scheduler", None).await?;
         self.start(
-            daemon("plugin", "tessera-plugin", &kubeconfig)
+            &daemon("plugin", "tessera-plugin", &kubeconfig)
                 .arg(format!("--listen=127.0.0.1:{PLUGIN_PORT}"))
                 .arg(format!("--admin-address=127.0.0.1:{}", ADMIN_PORT + 1)),
         )
@@ -166,7 +166,7 @@ impl Tessera {
         let file = self.cluster.layout.config().join("tessera-scheduler.json");
         fs::write(&file, serde_json::to_vec_pretty(&config)?).at(&file)?;
         self.start(
-            Spec::new("tessera-scheduler", tools_dir().join("controlplane"))
+            &Spec::new("tessera-scheduler", tools_dir().join("controlplane"))
                 .arg("kube-scheduler")
                 .arg(format!("--config={}", file.display()))
                 .arg("--secure-port=0"),
@@ -198,7 +198,7 @@ impl Tessera {
             self.provision(spec)?;
             hollow = hollow.arg(format!("--node={}={}", spec.name, spec.label()));
         }
-        self.start(hollow)?;
+        self.start(&hollow)?;
         for spec in specs {
             self.cluster.node_is_ready(&spec.name).await?;
             let node = dir.join(&spec.name);
@@ -210,6 +210,20 @@ impl Tessera {
             self.start_agent(spec, &places).await?;
         }
         Ok(())
+    }
+
+    /// Starts a node's agent as it was started before, and waits until kubelet knows its devices.
+    pub async fn start_agent_again(&self, node: &str) -> Result<(), Error> {
+        let name = agent(node);
+        self.cluster.processes.start_again(&name)?;
+        let spec = self.cluster.processes.spec(&name)?;
+        let flag = spec
+            .args
+            .iter()
+            .find_map(|arg| arg.strip_prefix("--admin-address=127.0.0.1:"));
+        let port = flag.and_then(|port| port.parse().ok());
+        self.is_ready(&name, port.ok_or(Error::Unknown(name.clone()))?)
+            .await
     }
 
     /// The simulated GPUs of a node, as they are behind NVML.
@@ -259,7 +273,7 @@ impl Tessera {
         let port = self.agent_port()?;
         let ttl = self.idle_ttl.map(|seconds| format!("--idle-ttl={seconds}"));
         self.start(
-            daemon(&agent(node), "tessera-nodeagent", &kubeconfig)
+            &daemon(&agent(node), "tessera-nodeagent", &kubeconfig)
                 .args(ttl)
                 .arg(format!("--node-name={node}"))
                 .arg(flag("device-plugin-dir", &places.device_plugins))
@@ -302,8 +316,8 @@ impl Tessera {
         self.cluster.service_account(NAMESPACE, name, node).await
     }
 
-    fn start(&self, spec: Spec) -> Result<(), Error> {
-        self.cluster.processes.start(&spec).map(drop)
+    fn start(&self, spec: &Spec) -> Result<(), Error> {
+        self.cluster.processes.start(spec).map(drop)
     }
 
     async fn is_ready(&self, name: &str, port: u16) -> Result<(), Error> {

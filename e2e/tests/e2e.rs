@@ -15,9 +15,9 @@ use tokio::runtime::Runtime;
 use crate::scenarios::{SCENARIOS, Scenario, World};
 
 /// Idle instances are kept so long here: the scenarios look at what is left, too.
-const IDLE_TTL: u32 = 4;
+const IDLE_TTL: u32 = 1;
 /// No scenario takes longer.
-const LIMIT: Duration = Duration::from_secs(180);
+const LIMIT: Duration = Duration::from_mins(3);
 
 static RUNTIME: OnceLock<Runtime> = OnceLock::new();
 static WORLD: OnceLock<Result<World, String>> = OnceLock::new();
@@ -76,9 +76,23 @@ fn run(scenario: Scenario) -> Result<(), Failed> {
     });
     eprintln!("{:.1} s", started.elapsed().as_secs_f64());
     result.map_err(|error| {
-        let logs = dir().join("log");
-        Failed::from(format!("{error:?}\nlogs were in {}", logs.display()))
+        let kept = keep_logs();
+        Failed::from(format!("{error:?}\nlogs are in {}", kept.display()))
     })
+}
+
+/// Copies the logs to where they outlive the cluster.
+fn keep_logs() -> PathBuf {
+    let to = layout::tools_dir().with_file_name("e2e-logs");
+    let _ = std::fs::create_dir_all(&to);
+    let logs = std::fs::read_dir(dir().join("log"))
+        .into_iter()
+        .flatten()
+        .flatten();
+    for log in logs.filter(|log| log.path().is_file()) {
+        let _ = std::fs::copy(log.path(), to.join(log.file_name()));
+    }
+    to
 }
 
 fn down() -> Result<(), Failed> {

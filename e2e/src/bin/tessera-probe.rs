@@ -2,8 +2,6 @@
 #![allow(clippy::print_stdout, reason = "what it prints is its purpose")]
 #![allow(unsafe_code, reason = "one function of the simulated library")]
 
-use std::time::Duration;
-
 use anyhow::Context;
 use nvml_wrapper::{Device, Nvml};
 use nvml_wrapper_sys::bindings::nvmlDevice_t;
@@ -35,8 +33,11 @@ fn main() -> anyhow::Result<()> {
         gpus.push(json!({ "uuid": gpu.uuid()?, "instances": instances }));
     }
     println!("{}", json!({ "gpus": gpus }));
-    while hold {
-        std::thread::sleep(Duration::from_secs(3600));
+    if hold {
+        // Until the container is stopped.
+        loop {
+            std::thread::park();
+        }
     }
     Ok(())
 }

@@ -208,16 +208,13 @@ async fn follow_pods(node: Arc<Node>) {
                 Change::Apply(pod) => {
                     let uid = pod.uid().unwrap_or_default();
                     let deleted = pod.metadata.deletion_timestamp.is_some();
-                    let token = match pods.get(&uid) {
-                        Some(token) => token.clone(),
-                        None => {
-                            let token = CancellationToken::new();
-                            pods.insert(uid, token.clone());
-                            // One after the other, in the order in which they came: as kubelet admits.
-                            pod::admit(node.clone(), *pod, token.clone()).await;
-                            token
-                        }
-                    };
+                    let known = pods.get(&uid).cloned();
+                    let token = known.clone().unwrap_or_default();
+                    if known.is_none() {
+                        pods.insert(uid, token.clone());
+                        // One after the other, in the order in which they came: as kubelet admits.
+                        pod::admit(node.clone(), *pod, token.clone()).await;
+                    }
                     if deleted {
                         token.cancel();
                     }

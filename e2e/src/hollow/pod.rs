@@ -225,7 +225,9 @@ impl Run {
 
     async fn live(self: Arc<Self>, token: CancellationToken) {
         self.report().await;
-        let ended = token.run_until_cancelled(self.clone().work()).await;
+        let ended = token
+            .run_until_cancelled(Box::pin(self.clone().work()))
+            .await;
         if ended.is_some() {
             // All containers have ended for good: the ids are free, the pod stays until it is deleted.
             self.release();

@@ -1,6 +1,12 @@
 //! What is refused, in which words.
 
 use anyhow::{bail, ensure};
+use daemon::gpu_node::GpuNode;
+use k8s_openapi::api::core::v1::Node;
+use kube::{
+    Api,
+    api::{Patch, PatchParams},
+};
 use serde_json::json;
 
 use super::{REAL, World, gpus, pod};
@@ -95,26 +101,44 @@ pub(crate) async fn annotations_of_tessera_are_written_by_tessera_alone(
         .kubectl(&["annotate", "pod", "honest", "note=mine"])
         .await?;
     // An agent writes about its own node and no other.
-    let agent = cluster.layout.kubeconfig("tessera-nodeagent-real");
-    let patch = |node: &'static str| {
-        let kubeconfig = format!("--kubeconfig={}", agent.display());
-        let body = r#"[{"op":"test","path":"/metadata/name","value":"x"}]"#;
-        let body = body.replace("\"x\"", &format!("\"{node}\""));
-        [
-            kubeconfig,
-            "patch".into(),
-            "gpunode".into(),
-            node.into(),
-            "--subresource=status".into(),
-            "--type=json".into(),
-            format!("--patch={body}"),
-        ]
-    };
-    cluster.kubectl(&patch("real")).await?;
-    let error = cluster.kubectl(&patch("hollow-h100")).await;
-    let error = error.err().map(|e| e.to_string()).unwrap_or_default();
+    let agent = cluster.client_as("tessera-nodeagent-real").await?;
+    let nodes: Api<GpuNode> = Api::all(agent);
+    let same: Patch<()> = Patch::Json(serde_json::from_value(json!([]))?);
+    nodes
+        .patch_status(REAL, &PatchParams::default(), &same)
+        .await?;
+    let other = nodes
+        .patch_status("hollow-h100", &PatchParams::default(), &same)
+        .await;
+    let error = other
+        .err()
+        .map(|error| error.to_string())
+        .unwrap_or_default();
     ensure!(
         error.contains("an agent writes the GpuNode of its own node alone"),
+        "{error}"
+    );
+    // The scheduler writes one annotation of a node.
+    let scheduler = cluster.client_as("tessera-scheduler").await?;
+    let nodes: Api<Node> = Api::all(scheduler);
+    let annotate =
+        |key: &str| Patch::Merge(json!({ "metadata": { "annotations": { key: "now" } } }));
+    nodes
+        .patch(
+            REAL,
+            &PatchParams::default(),
+            &annotate("tessera.dev/freed"),
+        )
+        .await?;
+    let other = nodes
+        .patch(REAL, &PatchParams::default(), &annotate("other"))
+        .await;
+    let error = other
+        .err()
+        .map(|error| error.to_string())
+        .unwrap_or_default();
+    ensure!(
+        error.contains("writes the annotation tessera.dev/freed of a node and nothing else"),
         "{error}"
     );
     Ok(())

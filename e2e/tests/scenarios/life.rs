@@ -20,14 +20,17 @@ pub(crate) async fn the_pod_of_the_seed_gets_two_instances_and_leaves_none(
     let mut seed = pod("seed", Some(REAL), &gpus(2, 8000));
     seed["metadata"]["annotations"] = json!({ "nvidia.com/vgpu-mode": "mig" });
     world.create_and_run(&seed).await?;
-    let seen = world.seen("seed", "main").await?.instances();
-    ensure!(seen.len() == 2 && seen[0].uuid != seen[1].uuid, "{seen:?}");
+    let inside = world.seen("seed", "main").await?.instances();
     ensure!(
-        seen.iter().all(|instance| instance.memory_mib >= 8000),
-        "{seen:?}"
+        inside.len() == 2 && inside[0].uuid != inside[1].uuid,
+        "{inside:?}"
+    );
+    ensure!(
+        inside.iter().all(|instance| instance.memory_mib >= 8000),
+        "{inside:?}"
     );
     let published = world.instances(REAL, "seed").await?;
-    let inside = seen.into_iter().map(|instance| instance.uuid).collect();
+    let inside = inside.into_iter().map(|instance| instance.uuid).collect();
     ensure!(
         published == inside,
         "published {published:?}, inside {inside:?}"
@@ -67,8 +70,7 @@ pub(crate) async fn a_killed_agent_adopts_what_runs(world: World) -> anyhow::Res
     );
     let published = world.instances(REAL, "before").await?;
     processes.crash(&agent(REAL)).await?;
-    // Bound while the agent is away, and one that is deleted.
-    processes.start_again(&agent(REAL))?;
+    world.tessera.start_agent_again(REAL).await?;
     world
         .create_and_run(&pod("after", Some(REAL), &gpus(1, 20_000)))
         .await?;
@@ -87,7 +89,7 @@ pub(crate) async fn a_killed_agent_adopts_what_runs(world: World) -> anyhow::Res
     // Deleted while the agent is away: nothing is left.
     processes.crash(&agent(REAL)).await?;
     world.delete("before").await?;
-    processes.start_again(&agent(REAL))?;
+    world.tessera.start_agent_again(REAL).await?;
     until(
         "the instance of the deleted pod to be gone",
         PATIENCE,

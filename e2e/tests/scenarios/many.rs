@@ -4,18 +4,22 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::ensure;
 use futures::future::try_join_all;
+use serde_json::json;
 
-use super::{World, annotated, gpus, pod};
+use super::{REAL, World, annotated, gpus, pod};
 
 pub(crate) async fn fifty_pods_at_once(world: World) -> anyhow::Result<()> {
-    let sizes = [4_000, 8_000, 9_500, 19_000, 8_000];
+    let sizes = [8_000, 1_000, 9_500, 19_000, 4_000];
     let pods: Vec<_> = (0..50)
         .map(|number| {
-            pod(
-                &format!("many-{number}"),
-                None,
-                &gpus(1, sizes[number % sizes.len()]),
-            )
+            // Ten for the real node, which they nearly fill; the others go where they like among the hollow.
+            let node = (number % 5 == 0).then_some(REAL);
+            let limits = gpus(1, sizes[number % sizes.len()]);
+            let mut pod = pod(&format!("many-{number}"), node, &limits);
+            if node.is_none() {
+                pod["spec"]["nodeSelector"] = json!({ "tessera.dev/hollow": "true" });
+            }
+            pod
         })
         .collect();
     let running = try_join_all(pods.iter().map(|pod| world.create_and_run(pod))).await?;
@@ -29,6 +33,7 @@ pub(crate) async fn fifty_pods_at_once(world: World) -> anyhow::Result<()> {
         ensure!(phase == Some("Running"), "{phase:?}");
     }
     eprintln!("pods by node: {by_node:?}");
+    ensure!(by_node.len() == 3, "{by_node:?}");
     // No two pods have one instance, in their claims, in what is published and behind NVML.
     let rows = world.rows().await?;
     let of_mig: Vec<_> = rows.iter().filter(|row| row.mode == "mig").collect();

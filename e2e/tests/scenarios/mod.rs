@@ -52,6 +52,9 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(40);
 /// Name of the node with real containers.
 pub(crate) const REAL: &str = "real";
 
+/// Ids and restarts of a pod's containers.
+pub(crate) type Fingerprint = Vec<(String, i32)>;
+
 /// The cluster with Tessera that all scenarios share.
 #[derive(Clone)]
 pub(crate) struct World {
@@ -218,7 +221,7 @@ impl World {
     }
 
     /// Ids and restarts of a pod's containers: the same as before when nobody disturbed it.
-    pub(crate) async fn fingerprint(&self, name: &str) -> anyhow::Result<Vec<(String, i32)>> {
+    pub(crate) async fn fingerprint(&self, name: &str) -> anyhow::Result<Fingerprint> {
         let status = self.pods().get(name).await?.status.unwrap_or_default();
         let statuses = status.container_statuses.unwrap_or_default();
         let of = |status: k8s_openapi::api::core::v1::ContainerStatus| {
@@ -258,10 +261,10 @@ impl World {
         let mut last = String::new();
         let gone = until("all instances to be gone", PATIENCE, async || {
             let nodes = self.nodes().await.ok()?;
-            last = nodes
+            let lines = nodes
                 .iter()
-                .map(|(name, status)| format!("{name}: {}\n", status.layout))
-                .collect();
+                .map(|(name, status)| [name, ": ", &status.layout].concat());
+            last = lines.collect::<Vec<_>>().join("\n");
             let published = nodes
                 .iter()
                 .flat_map(|(_, node)| &node.gpus)

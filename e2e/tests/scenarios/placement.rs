@@ -6,7 +6,7 @@ use anyhow::{Context, ensure};
 use kube::{Api, ResourceExt};
 use serde_json::json;
 
-use super::{REAL, Seen, World, annotated, gpus, pod};
+use super::{Fingerprint, REAL, Seen, World, annotated, gpus, pod};
 
 pub(crate) async fn sizes_fit_in_any_order_and_disturb_nobody(world: World) -> anyhow::Result<()> {
     let cards = world.tessera.gpu_node(REAL).await?.gpus;
@@ -14,7 +14,7 @@ pub(crate) async fn sizes_fit_in_any_order_and_disturb_nobody(world: World) -> a
         .iter()
         .zip([[20_000, 10_000, 40_000], [10_000, 20_000, 40_000]])
     {
-        let mut before: Vec<(String, Seen, Vec<(String, i32)>)> = Vec::new();
+        let mut before: Vec<(String, Seen, Fingerprint)> = Vec::new();
         for size in sizes {
             let name = format!("size-{size}-{}", card.index);
             let mut wanted = pod(&name, Some(REAL), &gpus(1, size));

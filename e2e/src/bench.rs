@@ -1,0 +1,99 @@
+//! How long a pod's start takes with GPU, compared with one without, in the same run.
+
+use std::{
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use anyhow::Context;
+use e2e::{Error, Tessera, image::IMAGE};
+use futures::TryStreamExt;
+use k8s_openapi::api::core::v1::Pod;
+use kube::{
+    Api,
+    api::{DeleteParams, PostParams},
+    runtime::{WatchStreamExt, watcher},
+};
+use serde_json::{Value, json};
+
+/// Pods of each kind, one after the other, in turns.
+const ROUNDS: usize = 15;
+
+/// Brings up the cluster, measures, takes it down.
+pub(crate) async fn run(dir: &Path) -> anyhow::Result<()> {
+    let tessera = Tessera::up(dir, None, |_| {}).await?;
+    let result = measure(&tessera).await;
+    e2e::down(dir).await?;
+    let (without, with) = result?;
+    let [without, with] = [without, with].map(|mut times| {
+        times.sort();
+        times
+    });
+    println!(
+        "from the binding seen to the container seen running, on the real node, {ROUNDS} pods each:"
+    );
+    for (what, times) in [("without GPU", &without), ("2 MIG instances", &with)] {
+        println!(
+            "{what:16} median {:4} ms, slowest {:4} ms",
+            median(times).as_millis(),
+            times.last().copied().unwrap_or_default().as_millis()
+        );
+    }
+    let ratio = median(&with).as_secs_f64() / median(&without).as_secs_f64();
+    println!("ratio of the medians: {ratio:.2}");
+    Ok(())
+}
+
+fn median(sorted: &[Duration]) -> Duration {
+    sorted.get(sorted.len() / 2).copied().unwrap_or_default()
+}
+
+async fn measure(tessera: &Tessera) -> anyhow::Result<(Vec<Duration>, Vec<Duration>)> {
+    let (mut without, mut with) = (Vec::new(), Vec::new());
+    for round in 0..ROUNDS {
+        without.push(start(tessera, &format!("plain-{round}"), &json!({})).await?);
+        let limits = json!({ "nvidia.com/gpu": "2", "nvidia.com/gpumem": "8000" });
+        with.push(start(tessera, &format!("gpu-{round}"), &limits).await?);
+    }
+    Ok((without, with))
+}
+
+/// Time between the sight of a pod's node and that of its running container.
+async fn start(tessera: &Tessera, name: &str, limits: &Value) -> anyhow::Result<Duration> {
+    let pods: Api<Pod> = Api::default_namespaced(tessera.cluster.client());
+    let pod = serde_json::from_value(json!({ "metadata": { "name": name }, "spec": {
+        "terminationGracePeriodSeconds": 0,
+        "nodeSelector": { "kubernetes.io/hostname": tessera.cluster.node },
+        "containers": [{ "name": "main", "image": IMAGE, "command": ["sleep", "86400"],
+            "resources": { "limits": limits } }] } }))?;
+    let only = watcher::Config::default().fields(&format!("metadata.name={name}"));
+    let mut changes = Box::pin(watcher(pods.clone(), only).applied_objects());
+    pods.create(&PostParams::default(), &pod).await?;
+    let mut bound = None;
+    let took = async {
+        while let Some(pod) = changes.try_next().await? {
+            let node = daemon::pods::node(&pod).is_some();
+            if node && bound.is_none() {
+                bound = Some(Instant::now());
+            }
+            let statuses = pod.status.and_then(|status| status.container_statuses);
+            let running = statuses
+                .into_iter()
+                .flatten()
+                .any(|status| status.state.is_some_and(|state| state.running.is_some()));
+            if let Some(bound) = bound.filter(|_| running) {
+                return Ok::<_, anyhow::Error>(bound.elapsed());
+            }
+        }
+        anyhow::bail!("the watch ended")
+    };
+    let took = tokio::time::timeout(Duration::from_mins(1), took)
+        .await
+        .map_err(|_| Error::Timeout {
+            what: format!("pod {name} to run"),
+            waited: Duration::from_mins(1),
+        })?
+        .context("watch of the pod")?;
+    pods.delete(name, &DeleteParams::default()).await?;
+    Ok(took)
+}
