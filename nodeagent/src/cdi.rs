@@ -418,8 +418,12 @@ mod tests {
             memory_mib: 9_728,
         };
         let set = ids(&["b", "a"]);
+        let second = LiveDevice {
+            uuid: "MIG-2".into(),
+            ..device.clone()
+        };
         // A second device on the same card adds no node twice.
-        cdi.write_mig(&set, &of(), &[device.clone(), device.clone()])
+        cdi.write_mig(&set, &of(), &[device.clone(), second])
             .unwrap();
         let edits = edits(&cdi, &set);
         let nodes: Vec<_> = edits["deviceNodes"]
@@ -448,7 +452,7 @@ mod tests {
             edits["env"]
                 .as_array()
                 .unwrap()
-                .contains(&"TESSERA_DEVICES=MIG-1".into())
+                .contains(&"TESSERA_DEVICES=MIG-1,MIG-2".into())
         );
         assert_eq!(edits["hooks"][0]["path"], "/x");
         assert_eq!(cdi.served(&set), Some(of()));
