@@ -21,6 +21,8 @@ mod gpu;
 pub mod keys;
 mod mode;
 mod placement;
+#[cfg(test)]
+mod properties;
 mod refusal;
 mod slices;
 mod status;
