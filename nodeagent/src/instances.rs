@@ -503,3 +503,294 @@ fn ours(journal: &[Entry], gpu: &str, live: &LiveInstance) -> Option<u64> {
         .map(|entry| entry.generation)
         .max()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{claims::Progress, nvml::ComputeInstance};
+    use domain::{Claim, ClaimedDevice, ContainerClaim, ContainerKind, fixtures};
+
+    const GPU: &str = "GPU-1";
+    const PATIENCE: Patience = Patience {
+        idle_ttl: 1_000,
+        look_every: 100,
+    };
+
+    fn slot(profile: &str, start: u8) -> Slot {
+        let model = fixtures::a100_80gb();
+        let offer = model.offer(profile).unwrap();
+        Slot {
+            gpu: GPU.into(),
+            profile: profile.into(),
+            start,
+            size: offer.size,
+            mem: offer.memory_mib,
+        }
+    }
+
+    fn pod(uid: &str, containers: &[(&str, ContainerKind, Slot)]) -> ClaimedPod {
+        let containers = containers.iter().map(|(name, kind, slot)| ContainerClaim {
+            name: (*name).into(),
+            kind: *kind,
+            devices: vec![ClaimedDevice::Mig(slot.clone())],
+        });
+        ClaimedPod {
+            uid: uid.into(),
+            namespace: "n".into(),
+            name: uid.into(),
+            claim: Claim {
+                containers: containers.collect(),
+            },
+            containers: BTreeMap::new(),
+        }
+    }
+
+    fn app(uid: &str, profile: &str, start: u8) -> ClaimedPod {
+        pod(uid, &[("c", ContainerKind::App, slot(profile, start))])
+    }
+
+    fn live(id: u32, slot: &Slot) -> LiveInstance {
+        let model = fixtures::a100_80gb();
+        LiveInstance {
+            id,
+            profile_id: model.offer(&slot.profile).unwrap().profile_id,
+            start: slot.start,
+            size: slot.size,
+            compute: vec![ComputeInstance {
+                id: 0,
+                uuid: format!("MIG-{id}"),
+            }],
+        }
+    }
+
+    fn card(mig: bool, instances: &[LiveInstance]) -> SurveyedCard {
+        SurveyedCard {
+            index: 0,
+            uuid: GPU.into(),
+            minor: 0,
+            numa: None,
+            model: fixtures::a100_80gb(),
+            mig: Some(MigMode {
+                current: mig,
+                pending: mig,
+            }),
+            instances: instances.to_vec(),
+        }
+    }
+
+    /// The journal's entry of an instance; an open intent where `made` is false.
+    fn entry(instance: &LiveInstance, generation: u64, made: bool) -> Entry {
+        Entry {
+            generation,
+            gpu: GPU.into(),
+            profile_id: instance.profile_id,
+            start: instance.start,
+            size: instance.size,
+            gpu_instance: made.then_some(instance.id),
+        }
+    }
+
+    fn claimed(state: &mut Instances, pods: &[ClaimedPod], now: Millis) {
+        let pods = pods.iter().map(|pod| (pod.uid.clone(), pod.clone()));
+        state.claimed(pods.collect(), now);
+    }
+
+    /// A node with one card whose instances are all ours.
+    fn node(instances: &[LiveInstance], pods: &[ClaimedPod]) -> Instances {
+        let mut state = Instances::default();
+        let journal: Vec<_> = (1..)
+            .zip(instances)
+            .map(|(g, i)| entry(i, g, true))
+            .collect();
+        state.surveyed(vec![card(true, instances)], &journal, 0);
+        claimed(&mut state, pods, 0);
+        state
+    }
+
+    fn destroys(id: u32) -> Step {
+        Step::Destroy {
+            gpu: GPU.into(),
+            id,
+        }
+    }
+
+    #[test]
+    fn nothing_is_destroyed_before_the_pods_are_known() {
+        let instance = live(7, &slot("1g.10gb", 6));
+        let mut state = Instances::default();
+        state.surveyed(
+            vec![card(true, std::slice::from_ref(&instance))],
+            &[entry(&instance, 1, true)],
+            0,
+        );
+        assert_eq!(state.next_step(1_000_000, PATIENCE), (None, None));
+        claimed(&mut state, &[app("a", "1g.10gb", 6)], 1_000_000);
+        assert_eq!(
+            state.next_step(2_000_000, PATIENCE),
+            (None, None),
+            "it is adopted"
+        );
+        assert_eq!(state.cards[GPU].instances[0].state(), InstanceState::InUse);
+    }
+
+    #[test]
+    fn a_claim_is_made_once() {
+        let a = app("a", "1g.10gb", 6);
+        let state = node(&[], std::slice::from_ref(&a));
+        let (step, _) = state.next_step(0, PATIENCE);
+        assert!(matches!(step, Some(Step::Create { slot, .. }) if slot.start == 6));
+        let state = node(&[live(7, &slot("1g.10gb", 6))], &[a]);
+        assert_eq!(state.next_step(0, PATIENCE), (None, None));
+    }
+
+    #[test]
+    fn an_open_intent_is_adopted_and_half_an_instance_is_made_again() {
+        let mut half = live(7, &slot("1g.10gb", 6));
+        half.compute.clear();
+        let mut state = Instances::default();
+        state.surveyed(
+            vec![card(true, std::slice::from_ref(&half))],
+            &[entry(&half, 1, false)],
+            0,
+        );
+        claimed(&mut state, &[app("a", "1g.10gb", 6)], 0);
+        assert_eq!(
+            state.cards[GPU].instances[0].state(),
+            InstanceState::Creating
+        );
+        assert_eq!(state.next_step(0, PATIENCE).0, Some(destroys(7)));
+    }
+
+    #[test]
+    fn what_we_did_not_make_is_never_touched() {
+        let theirs = live(7, &slot("1g.10gb", 6));
+        let mut state = Instances::default();
+        state.surveyed(vec![card(true, &[theirs])], &[], 0);
+        let a = app("a", "2g.20gb", 4);
+        let b = app("b", "1g.20gb", 6);
+        claimed(&mut state, &[a, b.clone()], 0);
+        assert!(
+            matches!(state.next_step(0, PATIENCE).0, Some(Step::Create { uid, .. }) if uid == "a")
+        );
+        let blocked = state
+            .steps_for(&b, "c", &slot("1g.20gb", 6), true)
+            .unwrap_err();
+        assert_eq!(
+            blocked.to_string(),
+            "slices 6-7 of GPU GPU-1 are held by an instance that Tessera did not make"
+        );
+        // As journalled as it may look: another id is another making.
+        let other = Entry {
+            gpu_instance: Some(8),
+            ..entry(&live(7, &slot("1g.10gb", 6)), 1, true)
+        };
+        state.surveyed(
+            vec![card(true, &[live(7, &slot("1g.10gb", 6))])],
+            &[other],
+            0,
+        );
+        assert_eq!(
+            state.cards[GPU].instances[0].state(),
+            InstanceState::Foreign
+        );
+    }
+
+    #[test]
+    fn an_instance_outlives_its_pod_until_its_processes_end_and_then_for_the_ttl() {
+        let mut state = node(&[live(7, &slot("1g.10gb", 6))], &[app("a", "1g.10gb", 6)]);
+        claimed(&mut state, &[], 10);
+        assert_eq!(state.cards[GPU].instances[0].state(), InstanceState::InUse);
+        let look = Step::Look {
+            gpu: GPU.into(),
+            id: 7,
+        };
+        assert_eq!(state.next_step(10, PATIENCE).0, Some(look));
+        state.held(GPU, 7).unwrap().tenure = Tenure::Idle { since: 20 };
+        assert_eq!(state.next_step(20, PATIENCE), (None, Some(1_020)));
+        assert_eq!(state.next_step(1_020, PATIENCE).0, Some(destroys(7)));
+        // A new claim of its shape has it at once; one of another shape clears it.
+        let mut same = state.clone();
+        claimed(&mut same, &[app("b", "1g.10gb", 6)], 30);
+        assert_eq!(same.next_step(5_000, PATIENCE), (None, None));
+        claimed(&mut state, &[app("b", "1g.20gb", 6)], 30);
+        assert_eq!(state.next_step(30, PATIENCE).0, Some(destroys(7)));
+    }
+
+    #[test]
+    fn an_init_containers_slices_are_made_again_for_the_application_after_its_end() {
+        let init = ("i", ContainerKind::Init, slot("1g.20gb", 6));
+        let main = ("m", ContainerKind::App, slot("1g.10gb", 6));
+        let mut both = pod("a", &[init, main]);
+        let mut state = node(&[live(5, &slot("1g.20gb", 6))], std::slice::from_ref(&both));
+        assert_eq!(
+            state.next_step(0, PATIENCE),
+            (None, None),
+            "the application waits"
+        );
+        let ended = Progress {
+            completed: true,
+            ..Progress::default()
+        };
+        both.containers.insert("i".into(), ended);
+        claimed(&mut state, std::slice::from_ref(&both), 1);
+        let steps = state
+            .steps_for(&both, "m", &slot("1g.10gb", 6), true)
+            .unwrap();
+        assert_eq!(steps[0], destroys(5));
+        assert!(matches!(&steps[1], Step::Create { slot, .. } if slot.profile == "1g.10gb"));
+    }
+
+    #[test]
+    fn a_card_changes_its_mode_when_it_is_idle() {
+        let mut state = node(&[live(7, &slot("1g.10gb", 6))], &[app("a", "1g.10gb", 6)]);
+        state.wanted_mode = Some(VgpuMode::HamiCore);
+        assert_eq!(state.changing_to(GPU), Some(VgpuMode::HamiCore));
+        assert_eq!(state.next_step(0, PATIENCE).0, None, "a pod has it");
+        claimed(&mut state, &[], 0);
+        state.held(GPU, 7).unwrap().tenure = Tenure::Idle { since: 0 };
+        assert_eq!(
+            state.next_step(0, PATIENCE).0,
+            Some(destroys(7)),
+            "no warm stock"
+        );
+        state.cards.get_mut(GPU).unwrap().instances.clear();
+        assert!(matches!(
+            state.next_step(0, PATIENCE).0,
+            Some(Step::SetMode { .. })
+        ));
+        state.surveyed(vec![card(false, &[])], &[], 0);
+        assert_eq!(
+            (state.changing_to(GPU), state.next_step(0, PATIENCE).0),
+            (None, None)
+        );
+    }
+
+    #[test]
+    fn a_stuck_instance_is_tried_again_and_then_quarantined() {
+        let mut state = node(&[live(7, &slot("1g.10gb", 6))], &[]);
+        let stuck = |failures| Tenure::Stuck {
+            failures,
+            retry_at: 50,
+            reason: "in use".into(),
+        };
+        state.held(GPU, 7).unwrap().tenure = stuck(1);
+        assert_eq!(state.next_step(0, PATIENCE), (None, Some(50)));
+        assert_eq!(state.next_step(50, PATIENCE).0, Some(destroys(7)));
+        assert_eq!(state.cards[GPU].instances[0].state(), InstanceState::InUse);
+        state.held(GPU, 7).unwrap().tenure = stuck(QUARANTINE_AFTER);
+        assert_eq!(
+            state.cards[GPU].instances[0].state(),
+            InstanceState::Quarantined
+        );
+    }
+
+    #[test]
+    fn a_lost_card_keeps_its_instances_and_gets_no_steps() {
+        let mut state = node(&[live(7, &slot("1g.10gb", 6))], &[app("a", "1g.10gb", 6)]);
+        state.surveyed(vec![], &[], 1);
+        assert!(state.cards[GPU].unhealthy.is_some());
+        assert_eq!(state.cards[GPU].instances.len(), 1);
+        claimed(&mut state, &[], 2);
+        assert_eq!(state.next_step(1_000_000, PATIENCE).0, None);
+    }
+}
