@@ -1,6 +1,6 @@
 # Thin: each target is the few commands that it names. The test cluster needs root.
 
-.PHONY: build demo test bench lint clean
+.PHONY: build demo test bench bench-placement lint clean
 
 build: ## All programs, and what the test cluster needs.
 	sh e2e/install.sh
@@ -16,6 +16,9 @@ test: build ## All tests, the scenarios on a real control plane among them. Ends
 bench: build ## Time from bind to a running container, with GPU and without. Ends the demo's cluster.
 	target/debug/tessera-e2e down
 	target/debug/tessera-e2e bench
+
+bench-placement: ## The rules of placement compared: docs/placement.md.
+	cargo bench -p tessera-domain --features fixtures --bench placement
 
 lint: ## Format, lints, docs, and the purity of the model.
 	cargo fmt --all --check

@@ -17,10 +17,13 @@ mod config;
 mod demand;
 #[cfg(any(test, feature = "fixtures"))]
 pub mod fixtures;
+mod fleet;
 mod gpu;
 pub mod keys;
+mod layouts;
 mod mode;
 mod placement;
+mod potential;
 #[cfg(test)]
 mod properties;
 mod refusal;
@@ -35,9 +38,12 @@ pub use demand::{
     CardSelector, ContainerDemand, ContainerKind, ContainerRequest, Demand, DemandError, Memory,
     PodRequest, Policy,
 };
+pub use fleet::{Fleet, Placed, Rule, UnknownRule};
 pub use gpu::{Gpu, Instance, InstanceState, Model, Offer};
+pub use layouts::{Layouts, StateId, WindowId};
 pub use mode::{UnknownMode, VgpuMode};
 pub use placement::{Plan, Suitability, plan};
+pub use potential::{Mix, Parameters, Potential, Weighing};
 pub use refusal::Refusal;
 pub use slices::Slices;
 pub use status::{Condition, GpuNodeStatus};

@@ -41,6 +41,11 @@ impl Slices {
         self.0.count_ones()
     }
 
+    /// The lowest slice of the set; 32 for the empty one.
+    pub fn first(self) -> u32 {
+        self.0.trailing_zeros()
+    }
+
     /// Whether the set is empty.
     pub fn is_empty(self) -> bool {
         self.0 == 0

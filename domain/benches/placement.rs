@@ -1,0 +1,193 @@
+//! Rules of placement under arrivals and departures, every rule on the same arrivals.
+//!
+//! Poisson arrivals, exponential lifetimes, a pod that does not fit is lost. Printed: the part of the
+//! slices asked for that was accepted, with the half width of the 95 % interval, and the paired
+//! difference of the default to each rule. `-- --help` tells the parameters.
+#![allow(clippy::print_stdout, reason = "a benchmark prints")]
+
+use std::{collections::BinaryHeap, time::Instant};
+
+use clap::Parser;
+use domain::{Fleet, Layouts, Model, Placed, Rule, fixtures};
+use rand::{Rng, SeedableRng, rngs::SmallRng};
+
+/// Mixes over 1g.10gb, 1g.20gb, 2g.20gb, 3g.40gb, 4g.40gb, 7g.80gb.
+const MIXES: [(&str, [f64; 6]); 4] = [
+    ("uniform", [1.0; 6]),
+    ("skew-small", [0.30, 0.25, 0.20, 0.10, 0.10, 0.05]),
+    ("skew-big", [0.05, 0.10, 0.10, 0.20, 0.25, 0.30]),
+    ("bimodal", [0.30, 0.15, 0.05, 0.05, 0.15, 0.30]),
+];
+
+/// Compares rules of placement.
+#[derive(Parser)]
+struct Args {
+    /// Runs of each cell.
+    #[arg(long, default_value_t = 100)]
+    runs: u64,
+    /// Offered load: slices asked for at a time, of all slices.
+    #[arg(long, value_delimiter = ',', default_value = "0.85,1.0,1.2")]
+    load: Vec<f64>,
+    /// Cards.
+    #[arg(long, value_delimiter = ',', default_value = "100")]
+    cards: Vec<u32>,
+    /// Rules; all when left out.
+    #[arg(long, value_delimiter = ',')]
+    rule: Vec<Rule>,
+    /// Given by cargo.
+    #[arg(long, hide = true)]
+    bench: bool,
+}
+
+struct Arrival {
+    at: f64,
+    lifetime: f64,
+    profile: usize,
+}
+
+/// Arrivals of a run: 20 for each card before the measurement, 60 for each card in it.
+fn arrivals(layouts: &Layouts, mix: &[f64], load: f64, cards: u32, seed: u64) -> Vec<Arrival> {
+    let mut random = SmallRng::seed_from_u64(seed);
+    let sum: f64 = mix.iter().sum();
+    let sizes = layouts.offers.iter().map(|offer| f64::from(offer.size));
+    let mean: f64 = sizes.zip(mix).map(|(size, part)| size * part / sum).sum();
+    let rate = load * f64::from(layouts.slices) * f64::from(cards) / mean;
+    let exponential = |random: &mut SmallRng| -(1.0 - random.random::<f64>()).ln();
+    let mut at = 0.0;
+    (0..80 * cards)
+        .map(|_| {
+            at += exponential(&mut random) / rate;
+            let mut pick = random.random::<f64>() * sum;
+            let profile = mix.iter().position(|part| {
+                pick -= part;
+                pick < 0.0
+            });
+            Arrival {
+                at,
+                lifetime: exponential(&mut random),
+                profile: profile.unwrap_or(0),
+            }
+        })
+        .collect()
+}
+
+/// A departure; the earliest is the largest.
+struct Departure(f64, Placed);
+
+impl PartialEq for Departure {
+    fn eq(&self, other: &Self) -> bool {
+        self.cmp(other).is_eq()
+    }
+}
+impl Eq for Departure {}
+impl PartialOrd for Departure {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+impl Ord for Departure {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        other.0.total_cmp(&self.0)
+    }
+}
+
+/// Part of the slices asked for that is accepted, in percent.
+fn accepted(layouts: &Layouts, rule: Rule, cards: u32, arrivals: &[Arrival]) -> f64 {
+    let mut fleet = Fleet::new(layouts, rule, cards);
+    let mut departures: BinaryHeap<Departure> = BinaryHeap::new();
+    let (mut asked, mut got) = (0u64, 0u64);
+    for (number, arrival) in arrivals.iter().enumerate() {
+        while let Some(Departure(at, placed)) = departures.peek()
+            && *at <= arrival.at
+        {
+            fleet.remove(*placed);
+            departures.pop();
+        }
+        let placed = fleet.place(arrival.profile);
+        if number >= arrivals.len() / 4 {
+            let size = u64::from(layouts.offers[arrival.profile].size);
+            asked += size;
+            got += if placed.is_some() { size } else { 0 };
+        }
+        if let Some(placed) = placed {
+            departures.push(Departure(arrival.at + arrival.lifetime, placed));
+        }
+    }
+    #[allow(clippy::cast_precision_loss, reason = "slices are far below 2^52")]
+    let part = 100.0 * got as f64 / asked.max(1) as f64;
+    part
+}
+
+/// Mean and half width of the 95 % interval.
+fn mean(values: &[f64]) -> (f64, f64) {
+    #[allow(clippy::cast_precision_loss, reason = "runs are few")]
+    let count = values.len().max(1) as f64;
+    let mean = values.iter().sum::<f64>() / count;
+    let squares: f64 = values.iter().map(|value| (value - mean).powi(2)).sum();
+    let deviation = (squares / (count - 1.0).max(1.0)).sqrt();
+    (mean, 1.96 * deviation / count.sqrt())
+}
+
+/// The card of the mixes, with its profiles in their order.
+fn model() -> Model {
+    fixtures::a100_80gb()
+}
+
+fn main() {
+    let args = Args::parse();
+    let rules = if args.rule.is_empty() {
+        Rule::ALL.to_vec()
+    } else {
+        args.rule
+    };
+    let Some(layouts) = Layouts::new(&model()) else {
+        return;
+    };
+    for &cards in &args.cards {
+        for &load in &args.load {
+            println!(
+                "\nslices accepted, %, {cards} cards, load {load}, {} runs; in brackets the default minus the rule",
+                args.runs
+            );
+            print!("{:18}", "");
+            for (name, _) in MIXES {
+                print!("{name:>28}");
+            }
+            println!();
+            let mut results = vec![vec![vec![0.0; 0]; MIXES.len()]; rules.len()];
+            for (at, (_, mix)) in MIXES.iter().enumerate() {
+                for run in 0..args.runs {
+                    let arrivals = arrivals(&layouts, mix, load, cards, run * 4 + at as u64);
+                    for (rule, results) in rules.iter().zip(&mut results) {
+                        results[at].push(accepted(&layouts, *rule, cards, &arrivals));
+                    }
+                }
+            }
+            for (rule, row) in rules.iter().zip(&results) {
+                print!("{rule:18}");
+                for (values, ours) in row.iter().zip(&results[0]) {
+                    let (value, half) = mean(values);
+                    let paired: Vec<f64> = ours.iter().zip(values).map(|(a, b)| a - b).collect();
+                    let (lead, spread) = mean(&paired);
+                    print!("  {value:6.2} ±{half:4.2} ({lead:+5.2} ±{spread:4.2})");
+                }
+                println!();
+            }
+        }
+        speed(&layouts, cards);
+    }
+}
+
+/// Decisions a second at load 1 on one core.
+fn speed(layouts: &Layouts, cards: u32) {
+    let arrivals = arrivals(layouts, &MIXES[0].1, 1.0, cards, 7);
+    let started = Instant::now();
+    let part = accepted(layouts, Rule::Demand, cards, &arrivals);
+    let took = started.elapsed();
+    #[allow(clippy::cast_precision_loss, reason = "arrivals are far below 2^52")]
+    let rate = arrivals.len() as f64 / took.as_secs_f64();
+    println!(
+        "{:.2} million decisions a second with their departures, one core, {cards} cards ({part:.1} % accepted)",
+        rate / 1e6
+    );
+}
