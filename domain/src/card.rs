@@ -1,6 +1,6 @@
 //! A card as the scheduler sees it: what it offers, what is held, and what a placement costs its future.
 
-use crate::{Gpu, Model, Offer, ShareUse, Slices};
+use crate::{Gpu, Model, Offer, Potential, ShareUse, Slices};
 
 /// A card with all that is held of it, by claims and by instances that cannot be given away.
 #[derive(Clone, Debug)]
@@ -9,6 +9,8 @@ pub struct Card<'a> {
     pub gpu: &'a Gpu,
     /// What the card offers.
     pub model: &'a Model,
+    /// What its placements cost; none for a card without MIG.
+    potential: Option<&'a Potential>,
     /// Placements that are held; no placement is named twice.
     held: Vec<Slices>,
     /// Software shares that are held.
@@ -26,10 +28,11 @@ pub(crate) struct Candidate<'a> {
 
 impl<'a> Card<'a> {
     /// An empty card.
-    pub fn new(gpu: &'a Gpu, model: &'a Model) -> Self {
+    pub fn new(gpu: &'a Gpu, model: &'a Model, potential: Option<&'a Potential>) -> Self {
         Self {
             gpu,
             model,
+            potential,
             held: Vec::new(),
             shares: ShareUse::default(),
         }
@@ -83,9 +86,9 @@ impl<'a> Card<'a> {
 
     /// Free placements of the offers, cheapest first; among equals the one with more compute, then the lowest start.
     pub(crate) fn candidates(&self, offers: &[&'a Offer]) -> Vec<Candidate<'a>> {
-        let windows = windows(self.model);
-        let before = potential(&windows, &self.held, None);
-        let empty = potential(&windows, &[], None).max(f64::MIN_POSITIVE);
+        let value = |held: &[Slices], more| self.potential.map_or(0.0, |p| p.value(held, more));
+        let before = value(&self.held, None);
+        let empty = value(&[], None).max(f64::MIN_POSITIVE);
         let mut candidates: Vec<_> = offers
             .iter()
             .flat_map(|&offer| self.free_starts(offer).map(move |start| (offer, start)))
@@ -94,7 +97,7 @@ impl<'a> Card<'a> {
                 Candidate {
                     offer,
                     start,
-                    loss: (before - potential(&windows, &self.held, Some(placed))) / empty,
+                    loss: (before - value(&self.held, Some(placed))) / empty,
                 }
             })
             .collect();
@@ -109,49 +112,17 @@ impl<'a> Card<'a> {
     }
 }
 
-/// The card's windows: the slice set of every legal placement of a plain profile, with its worth.
-///
-/// A window is worth more the larger it is (three times for each doubling) and a little more for
-/// each profile that can use it, so that of two halves the one with fewer uses goes first.
-fn windows(model: &Model) -> Vec<(Slices, f64)> {
-    let mut windows: Vec<(Slices, f64)> = Vec::new();
-    for offer in model.offers.iter().filter(|offer| offer.is_plain()) {
-        for window in offer.windows() {
-            let worth = f64::from(offer.size).powf(3f64.log2());
-            match windows.iter_mut().find(|(known, _)| *known == window) {
-                Some((_, known)) => *known += worth / 10.0,
-                None => windows.push((window, worth)),
-            }
-        }
-    }
-    windows
-}
-
-/// What a card can still offer: the sum over its windows of `worth · x^n`, `n` the placements that overlap
-/// the window. The small `x` gives a nearly free window some credit, because one departure frees it.
-fn potential(windows: &[(Slices, f64)], held: &[Slices], placed: Option<Slices>) -> f64 {
-    const CREDIT: f64 = 0.05;
-    windows
-        .iter()
-        .map(|(window, worth)| {
-            let overlaps = held
-                .iter()
-                .chain(&placed)
-                .filter(|placement| placement.overlaps(*window))
-                .count();
-            worth * CREDIT.powi(i32::try_from(overlaps).unwrap_or(i32::MAX))
-        })
-        .sum()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{VgpuMode, fixtures};
+    use crate::{Layouts, Mix, VgpuMode, Weighing, fixtures};
 
     fn cheapest(model: &Model, held: &[(u8, u8)], profiles: &[&str]) -> Option<(String, u8)> {
         let status = fixtures::node("n", model, 1, VgpuMode::Mig);
-        let mut card = Card::new(&status.gpus[0], model);
+        let layouts = Layouts::new(model)?;
+        let mix = Mix::unknown(layouts.offers.len());
+        let potential = Potential::new(&layouts, Weighing::default(), &mix);
+        let mut card = Card::new(&status.gpus[0], model, Some(&potential));
         for (start, size) in held {
             card.hold(Slices::span(*start, *size));
         }

@@ -3,7 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use crate::{
-    Card, Claim, Config, Demand, GpuNodeStatus, InstanceState, Plan, Policy, Refusal, plan,
+    Card, Claim, Config, Demand, GpuNodeStatus, InstanceState, Layouts, Mix, Model, Plan, Policy,
+    Potential, Refusal, Weighing, plan,
 };
 
 /// UID of a pod.
@@ -18,6 +19,18 @@ pub struct Cluster {
     nodes: BTreeMap<String, GpuNodeStatus>,
     pods: HashMap<PodUid, Holder>,
     by_node: HashMap<String, BTreeSet<PodUid>>,
+    /// How many instances of each profile are claimed: the mix that placements are weighed by.
+    claimed: BTreeMap<String, u32>,
+    weighed: Vec<Weighed>,
+}
+
+/// A model of card that some node has, and its potential in the mix of now.
+#[derive(Clone, Debug)]
+struct Weighed {
+    model: Model,
+    layouts: Layouts,
+    mix: Mix,
+    potential: Potential,
 }
 
 /// A pod that holds a claim.
@@ -41,6 +54,19 @@ pub struct Choice {
 impl Cluster {
     /// Takes over what a node's agent published.
     pub fn apply_node(&mut self, name: &str, status: GpuNodeStatus) {
+        for model in &status.models {
+            if !self.weighed.iter().any(|known| known.model == *model)
+                && let Some(layouts) = Layouts::new(model)
+            {
+                let mix = layouts.mix(&self.claimed);
+                self.weighed.push(Weighed {
+                    potential: Potential::new(&layouts, Weighing::default(), &mix),
+                    model: model.clone(),
+                    layouts,
+                    mix,
+                });
+            }
+        }
         self.nodes.insert(name.to_owned(), status);
     }
 
@@ -69,6 +95,12 @@ impl Cluster {
     /// Forgets a pod that is gone or has ended for good; tells the node that it held something of.
     pub fn remove_pod(&mut self, uid: &str) -> Option<String> {
         let holder = self.pods.remove(uid)?;
+        for slot in holder.claim.slots() {
+            if let Some(count) = self.claimed.get_mut(&slot.profile) {
+                *count = count.saturating_sub(1);
+            }
+        }
+        self.weigh();
         if let Some(uids) = self.by_node.get_mut(&holder.node) {
             uids.remove(uid);
             if uids.is_empty() {
@@ -137,8 +169,23 @@ impl Cluster {
         self.pods.len()
     }
 
+    /// Weighs the windows again where the mix has changed.
+    fn weigh(&mut self) {
+        for weighed in &mut self.weighed {
+            let mix = weighed.layouts.mix(&self.claimed);
+            if mix != weighed.mix {
+                weighed.potential = Potential::new(&weighed.layouts, Weighing::default(), &mix);
+                weighed.mix = mix;
+            }
+        }
+    }
+
     fn put(&mut self, uid: &str, node: &str, claim: Claim, deadline: Option<u64>) {
         self.remove_pod(uid);
+        for slot in claim.slots() {
+            *self.claimed.entry(slot.profile.clone()).or_default() += 1;
+        }
+        self.weigh();
         self.by_node
             .entry(node.to_owned())
             .or_default()
@@ -172,7 +219,9 @@ impl Cluster {
             .gpus
             .iter()
             .filter_map(|gpu| {
-                let mut card = Card::new(gpu, status.model(&gpu.model)?);
+                let model = status.model(&gpu.model)?;
+                let weighed = self.weighed.iter().find(|known| known.model == *model);
+                let mut card = Card::new(gpu, model, weighed.map(|weighed| &weighed.potential));
                 for instance in &gpu.instances {
                     if instance.state != InstanceState::Idle {
                         card.hold(instance.slices());

@@ -4,9 +4,9 @@
 //! same slices share it. An 8-slice card has 14 windows and 417 states, so whatever a rule wants to
 //! know of a state can be computed for all of them once.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
-use crate::{Model, Offer, Slices};
+use crate::{Mix, Model, Offer, Slices};
 
 /// Index of a state in [`Layouts::states`]; 0 is the empty card.
 pub type StateId = u16;
@@ -128,6 +128,24 @@ impl Layouts {
     /// The profile of that name.
     pub fn profile(&self, name: &str) -> Option<usize> {
         self.offers.iter().position(|offer| offer.profile == name)
+    }
+
+    /// The mix by the instances that are claimed, by the name of their profile.
+    ///
+    /// In twentieths, so that it changes now and then only, and with a few of each at first. A
+    /// function of the claims alone: the same after a restart, whatever came first.
+    pub fn mix(&self, claimed: &BTreeMap<String, u32>) -> Mix {
+        const AT_FIRST: u32 = 3;
+        let counts = self
+            .offers
+            .iter()
+            .map(|offer| claimed.get(&offer.profile).unwrap_or(&0));
+        let counts: Vec<u32> = counts.map(|count| count + AT_FIRST).collect();
+        let all: u32 = counts.iter().sum();
+        let twentieths = counts
+            .iter()
+            .map(|count| (20 * count + all / 2) / all.max(1));
+        Mix::of(twentieths.map(f64::from).collect())
     }
 
     /// All states.

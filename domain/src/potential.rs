@@ -73,6 +73,18 @@ impl Mix {
         }
     }
 
+    /// The mix of these weights.
+    pub fn of(mut weights: Vec<f64>) -> Self {
+        let sum: f64 = weights.iter().sum();
+        for weight in &mut weights {
+            *weight /= sum.max(f64::MIN_POSITIVE);
+        }
+        Self {
+            parts: weights,
+            seen: MEMORY,
+        }
+    }
+
     /// A request for the profile of that index was seen.
     pub fn saw(&mut self, profile: usize) {
         // The unknown mix counts as some requests at first, so that the first few do not decide alone.
