@@ -11,13 +11,36 @@ use clap::Parser;
 use domain::{Fleet, Layouts, Model, Placed, Rule, fixtures};
 use rand::{Rng, SeedableRng, rngs::SmallRng};
 
-/// Mixes over 1g.10gb, 1g.20gb, 2g.20gb, 3g.40gb, 4g.40gb, 7g.80gb.
-const MIXES: [(&str, [f64; 6]); 4] = [
-    ("uniform", [1.0; 6]),
-    ("skew-small", [0.30, 0.25, 0.20, 0.10, 0.10, 0.05]),
-    ("skew-big", [0.05, 0.10, 0.10, 0.20, 0.25, 0.30]),
-    ("bimodal", [0.30, 0.15, 0.05, 0.05, 0.15, 0.30]),
-];
+/// Names of the mixes.
+const MIXES: [&str; 4] = ["uniform", "skew-small", "skew-big", "bimodal"];
+
+/// The mixes over a model's profiles: on 8-slice cards as published for 1g.10gb, 1g.20gb, 2g.20gb, 3g.40gb, 4g.40gb and
+/// 7g.80gb; on others by size.
+fn mixes(layouts: &Layouts) -> [Vec<f64>; 4] {
+    let count = layouts.offers.len();
+    if count == 6 {
+        return [
+            vec![1.0; 6],
+            vec![0.30, 0.25, 0.20, 0.10, 0.10, 0.05],
+            vec![0.05, 0.10, 0.10, 0.20, 0.25, 0.30],
+            vec![0.30, 0.15, 0.05, 0.05, 0.15, 0.30],
+        ];
+    }
+    let sizes = || layouts.offers.iter().map(|offer| f64::from(offer.size));
+    let (small, big) = (
+        sizes().fold(f64::MAX, f64::min),
+        sizes().fold(0.0, f64::max),
+    );
+    let extreme = |size: f64| size <= small || size >= big;
+    [
+        vec![1.0; count],
+        sizes().map(|size| 1.0 / size).collect(),
+        sizes().collect(),
+        sizes()
+            .map(|size| if extreme(size) { 0.4 } else { 0.1 })
+            .collect(),
+    ]
+}
 
 /// Compares rules of placement.
 #[derive(Parser)]
@@ -28,6 +51,13 @@ struct Args {
     /// Offered load: slices asked for at a time, of all slices.
     #[arg(long, value_delimiter = ',', default_value = "0.85,1.0,1.2")]
     load: Vec<f64>,
+    /// Model of the cards.
+    #[arg(
+        long,
+        value_delimiter = ',',
+        default_value = "a100-80gb,a30,rtx-pro-6000"
+    )]
+    model: Vec<String>,
     /// Cards.
     #[arg(long, value_delimiter = ',', default_value = "100")]
     cards: Vec<u32>,
@@ -137,9 +167,14 @@ fn mean(values: &[f64]) -> (f64, f64) {
     (mean, 1.96 * deviation / count.sqrt())
 }
 
-/// The card of the mixes, with its profiles in their order.
-fn model() -> Model {
-    fixtures::a100_80gb()
+fn model(name: &str) -> Option<Model> {
+    Some(match name {
+        "a100-80gb" => fixtures::a100_80gb(),
+        "h100-80gb" => fixtures::h100_80gb(),
+        "a30" => fixtures::a30(),
+        "rtx-pro-6000" => fixtures::rtx_pro_6000(),
+        _ => return None,
+    })
 }
 
 fn main() {
@@ -147,46 +182,63 @@ fn main() {
     let rules = if args.rule.is_empty() {
         Rule::ALL.to_vec()
     } else {
-        args.rule
+        args.rule.clone()
     };
-    let Some(layouts) = Layouts::new(&model()) else {
-        return;
-    };
-    for &cards in &args.cards {
-        for &load in &args.load {
-            println!(
-                "\nslices accepted, %, {cards} cards, load {load}, {} runs; in brackets the default minus the rule",
-                args.runs
-            );
-            print!("{:18}", "");
-            for (name, _) in MIXES {
-                print!("{name:>28}");
-            }
-            println!();
-            let mut results = vec![vec![vec![0.0; 0]; MIXES.len()]; rules.len()];
-            for (at, (_, mix)) in MIXES.iter().enumerate() {
-                for run in 0..args.runs {
-                    let arrivals = arrivals(&layouts, mix, load, cards, run * 4 + at as u64);
-                    for (rule, results) in rules.iter().zip(&mut results) {
-                        results[at].push(accepted(&layouts, *rule, cards, &arrivals));
-                    }
-                }
-            }
-            for (rule, row) in rules.iter().zip(&results) {
-                print!("{rule:18}");
-                for (values, ours) in row.iter().zip(&results[0]) {
-                    let (value, half) = mean(values);
-                    let paired: Vec<f64> = ours.iter().zip(values).map(|(a, b)| a - b).collect();
-                    let (lead, spread) = mean(&paired);
-                    print!("  {value:6.2} ±{half:4.2} ({lead:+5.2} ±{spread:4.2})");
-                }
-                println!();
+    for name in &args.model {
+        let Some(layouts) = model(name).as_ref().and_then(Layouts::new) else {
+            println!("no model {name:?}; write a100-80gb, h100-80gb, a30 or rtx-pro-6000");
+            continue;
+        };
+        println!("\n# {name}");
+        for &cards in &args.cards {
+            for &load in &args.load {
+                lossy(&layouts, &rules, cards, load, args.runs);
             }
         }
-        speed(&layouts, cards);
+        fill(&layouts, &rules, args.runs);
+        if layouts.offers.len() == 6 {
+            generated(&layouts, args.mixes, args.mix_runs);
+            for cards in [100, 1_000, 10_000] {
+                speed(&layouts, cards);
+            }
+        }
     }
-    fill(&layouts, &rules, args.runs);
-    generated(&layouts, args.mixes, args.mix_runs);
+}
+
+/// Arrivals and departures; who finds no room is lost.
+fn lossy(layouts: &Layouts, rules: &[Rule], cards: u32, load: f64, runs: u64) {
+    println!(
+        "\nslices accepted, %, {cards} cards, load {load}, {runs} runs; in brackets {} minus the rule",
+        rules[0]
+    );
+    heading(28);
+    let mut results = vec![vec![vec![]; MIXES.len()]; rules.len()];
+    for (at, mix) in mixes(layouts).iter().enumerate() {
+        for run in 0..runs {
+            let arrivals = arrivals(layouts, mix, load, cards, run * 4 + at as u64);
+            for (rule, results) in rules.iter().zip(&mut results) {
+                results[at].push(accepted(layouts, *rule, cards, &arrivals));
+            }
+        }
+    }
+    for (rule, row) in rules.iter().zip(&results) {
+        print!("{rule:18}");
+        for (values, ours) in row.iter().zip(&results[0]) {
+            let (value, half) = mean(values);
+            let paired: Vec<f64> = ours.iter().zip(values).map(|(a, b)| a - b).collect();
+            let (lead, about) = mean(&paired);
+            print!("  {value:6.2} ±{half:4.2} ({lead:+5.2} ±{about:4.2})");
+        }
+        println!();
+    }
+}
+
+fn heading(width: usize) {
+    print!("{:18}", "");
+    for name in MIXES {
+        print!("{name:>width$}");
+    }
+    println!();
 }
 
 /// Requests until all slices are asked for once, without departures.
@@ -195,14 +247,10 @@ fn fill(layouts: &Layouts, rules: &[Rule], runs: u64) {
     println!(
         "\nfilled to 100 % of {CARDS} cards without departures, slices accepted, %, {runs} runs"
     );
-    print!("{:18}", "");
-    for (name, _) in MIXES {
-        print!("{name:>16}");
-    }
-    println!();
+    heading(16);
     for rule in rules {
         print!("{rule:18}");
-        for (at, (_, mix)) in MIXES.iter().enumerate() {
+        for (at, mix) in mixes(layouts).iter().enumerate() {
             let values: Vec<f64> = (0..runs)
                 .map(|run| {
                     let arrivals = arrivals(layouts, mix, 1.0, CARDS, run * 4 + at as u64);
@@ -306,7 +354,7 @@ fn generated(layouts: &Layouts, mixes: u64, runs: u64) {
 
 /// Decisions a second at load 1 on one core.
 fn speed(layouts: &Layouts, cards: u32) {
-    let arrivals = arrivals(layouts, &MIXES[0].1, 1.0, cards, 7);
+    let arrivals = arrivals(layouts, &mixes(layouts)[0], 1.0, cards, 7);
     let started = Instant::now();
     let part = accepted(layouts, Rule::Demand, cards, &arrivals);
     let took = started.elapsed();
