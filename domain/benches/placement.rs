@@ -226,8 +226,8 @@ fn lossy(layouts: &Layouts, rules: &[Rule], cards: u32, load: f64, runs: u64) {
         for (values, ours) in row.iter().zip(&results[0]) {
             let (value, half) = mean(values);
             let paired: Vec<f64> = ours.iter().zip(values).map(|(a, b)| a - b).collect();
-            let (lead, about) = mean(&paired);
-            print!("  {value:6.2} ±{half:4.2} ({lead:+5.2} ±{about:4.2})");
+            let (gain, about) = mean(&paired);
+            print!("  {value:6.2} ±{half:4.2} ({gain:+5.2} ±{about:4.2})");
         }
         println!();
     }
