@@ -8,7 +8,7 @@ use std::{
 
 use domain::Cluster;
 use futures::{StreamExt, pin_mut};
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::{
     Api, Client, ResourceExt,
     runtime::{WatchStreamExt, watcher, watcher::Event},
@@ -154,6 +154,39 @@ fn apply_pod(cluster: &Shared, pod: &Pod, notice: &mut impl FnMut(Notice<'_>)) {
         }
         _ => {}
     }
+}
+
+/// Follows which nodes' kubelets offer devices of a resource; `notice` is called where that changes.
+///
+/// kube-scheduler is told to leave the resource to us, because it does not try a pod again when a
+/// node's amount changes while the pod also asks for resources that are no node's.
+pub async fn served(
+    client: Client,
+    cluster: Shared,
+    resource: String,
+    latch: Latch,
+    mut notice: impl FnMut(Notice<'_>),
+) {
+    objects(
+        Api::<Node>::all(client),
+        watcher::Config::default(),
+        Some(latch),
+        |change| match change {
+            Change::Apply(node) => {
+                let allocatable = node.status.as_ref().and_then(|s| s.allocatable.as_ref());
+                let quantity = allocatable.and_then(|amounts| amounts.get(&resource));
+                let served = quantity.is_some_and(|quantity| quantity.0 != "0");
+                let name = node.name_any();
+                let new = cluster.write().apply_served(&name, served);
+                if new && served {
+                    notice(Notice::Freed(&name));
+                }
+            }
+            Change::Delete(node) => cluster.write().remove_served(&node.name_any()),
+            Change::Complete(..) => {}
+        },
+    )
+    .await;
 }
 
 /// Follows the inventories of all nodes; `notice` is called after each change.

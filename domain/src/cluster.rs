@@ -19,6 +19,8 @@ pub struct Cluster {
     nodes: BTreeMap<String, GpuNodeStatus>,
     pods: HashMap<PodUid, Holder>,
     by_node: HashMap<String, BTreeSet<PodUid>>,
+    /// Nodes of which it is known whether their kubelet offers devices.
+    served: HashMap<String, bool>,
     /// How many instances of each profile are claimed: the mix that placements are weighed by.
     claimed: BTreeMap<String, u32>,
     weighed: Vec<Weighed>,
@@ -68,6 +70,16 @@ impl Cluster {
             }
         }
         self.nodes.insert(name.to_owned(), status);
+    }
+
+    /// Takes over whether a node's kubelet offers devices; tells whether that is new.
+    pub fn apply_served(&mut self, name: &str, served: bool) -> bool {
+        self.served.insert(name.to_owned(), served) != Some(served)
+    }
+
+    /// Forgets a node that is gone.
+    pub fn remove_served(&mut self, name: &str) {
+        self.served.remove(name);
     }
 
     /// Forgets a node whose `GpuNode` is gone; the claims of its pods stay.
@@ -243,6 +255,9 @@ impl Cluster {
     /// # Errors
     /// The [`Refusal`] names the scarce thing.
     pub fn plan(&self, node: &str, demand: &Demand, config: &Config) -> Result<Plan, Refusal> {
+        if self.nodes.contains_key(node) && self.served.get(node) == Some(&false) {
+            return Err(Refusal::NoAgent);
+        }
         plan(&self.cards(node), demand, config)
     }
 
@@ -282,5 +297,40 @@ impl Cluster {
                 .then(a.node.cmp(&b.node))
         });
         choices
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{CardSelector, ContainerDemand, ContainerKind, Memory, VgpuMode, fixtures};
+
+    #[test]
+    fn a_node_whose_kubelet_offers_no_device_is_refused_until_it_does() {
+        let mut cluster = Cluster::default();
+        let node = fixtures::node("n", &fixtures::a30(), 1, VgpuMode::Mig);
+        cluster.apply_node("n", node);
+        let demand = Demand {
+            mode: None,
+            containers: vec![ContainerDemand {
+                name: "c".into(),
+                kind: ContainerKind::App,
+                count: 1,
+                memory: Memory::Mib(1_000),
+                cores: 0,
+            }],
+            cards: CardSelector::default(),
+            node_policy: None,
+            gpu_policy: None,
+            hint: None,
+        };
+        let plan = |cluster: &Cluster| cluster.plan("n", &demand, &Config::default());
+        assert!(plan(&cluster).is_ok(), "unknown is no reason");
+        assert!(cluster.apply_served("n", false) && !cluster.apply_served("n", false));
+        let refusal = plan(&cluster).unwrap_err();
+        assert_eq!(refusal, Refusal::NoAgent);
+        assert!(!refusal.is_lasting());
+        assert!(cluster.apply_served("n", true));
+        assert!(plan(&cluster).is_ok());
     }
 }

@@ -9,6 +9,8 @@ use crate::{Memory, VgpuMode};
 pub enum Refusal {
     /// The node has published no card.
     NoGpu,
+    /// The node's kubelet offers no device: no agent is registered with it.
+    NoAgent,
     /// No card is of the type or UUID that the pod's annotations ask for.
     Model,
     /// No card works in the mode that the pod insists on.
@@ -46,7 +48,7 @@ impl Refusal {
     /// Whether no pod's end would change it, so that preempting one would be in vain.
     pub fn is_lasting(&self) -> bool {
         match self {
-            Self::Occupied { .. } => false,
+            Self::Occupied { .. } | Self::NoAgent => false,
             Self::Both(mig, hami_core) => mig.is_lasting() && hami_core.is_lasting(),
             _ => true,
         }
@@ -57,6 +59,7 @@ impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NoGpu => f.write_str("no GPU is published by a Tessera agent"),
+            Self::NoAgent => f.write_str("no Tessera agent serves the node's kubelet"),
             Self::Model => f.write_str("no GPU of the type or UUID that the annotations ask for"),
             Self::Mode(mode) => write!(f, "no GPU in mode {mode}"),
             Self::Changing(to) => write!(f, "GPUs are changing to mode {to}"),

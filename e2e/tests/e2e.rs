@@ -77,7 +77,7 @@ fn run(scenario: Scenario) -> Result<(), Failed> {
     eprintln!("{:.1} s", started.elapsed().as_secs_f64());
     result.map_err(|error| {
         let kept = keep_logs();
-        Failed::from(format!("{error:?}\nlogs are in {}", kept.display()))
+        Failed::from(format!("{error:#}\nlogs are in {}", kept.display()))
     })
 }
 

@@ -88,7 +88,16 @@ fn devices(inventory: &Inventory, shares: u32) -> Vec<Device> {
         .cards
         .values()
         .flat_map(|state| {
-            (0..shares).map(|number| Device {
+            // Never fewer ids than instances.
+            let most = state
+                .card
+                .model
+                .offers
+                .iter()
+                .map(|offer| offer.max_count)
+                .max();
+            let count = shares.max(u32::from(most.unwrap_or(0)));
+            (0..count).map(|number| Device {
                 id: format!("{}-{number}", state.card.uuid),
                 health: if state.unhealthy.is_none() {
                     "Healthy"

@@ -24,7 +24,7 @@ use daemon::{
     pods,
     ready::Readiness,
     serve::{self, Body, json, text},
-    shutdown,
+    shutdown::{self, CancellationToken},
     tasks::{Tasks, until},
 };
 use domain::Demand;
@@ -140,21 +140,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         }
     };
     let mut tasks = Tasks::new(token.clone());
-    let (pods_latch, nodes) = (readiness.latch("pods"), readiness.latch("gpunodes"));
-    tasks.spawn(
-        "pods",
-        until(
-            token.clone(),
-            follow::pods(client.clone(), cluster.clone(), pods_latch, notice.clone()),
-        ),
-    );
-    tasks.spawn(
-        "gpunodes",
-        until(
-            token.clone(),
-            follow::gpu_nodes(client.clone(), cluster.clone(), nodes, notice),
-        ),
-    );
+    follow_all(&mut tasks, &token, &binder, &readiness, &notice);
     tasks.spawn(
         "wake",
         until(
@@ -194,6 +180,28 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         }),
     );
     tasks.run().await
+}
+
+/// Spawns the tasks that keep the view: of pods, of inventories, and of the kubelets' offers.
+fn follow_all<N: FnMut(Notice<'_>) + Clone + Send + 'static>(
+    tasks: &mut Tasks,
+    token: &CancellationToken,
+    binder: &Binder,
+    readiness: &Readiness,
+    notice: &N,
+) {
+    let view = || (binder.client.clone(), binder.cluster.clone());
+    let (client, cluster) = view();
+    let pods = follow::pods(client, cluster, readiness.latch("pods"), notice.clone());
+    tasks.spawn("pods", until(token.clone(), pods));
+    let (client, cluster) = view();
+    let nodes = follow::gpu_nodes(client, cluster, readiness.latch("gpunodes"), notice.clone());
+    tasks.spawn("gpunodes", until(token.clone(), nodes));
+    let (client, cluster) = view();
+    let resource = binder.config.resource_count_name.clone();
+    let latch = readiness.latch("nodes");
+    let served = follow::served(client, cluster, resource, latch, notice.clone());
+    tasks.spawn("nodes", until(token.clone(), served));
 }
 
 /// Filters, and remembers the pod that found no node; under one lock, so that no change of the view is missed.

@@ -1,10 +1,10 @@
 //! Instances come with their pods, go with them, and outlive the agent.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use anyhow::ensure;
 use domain::VgpuMode;
-use e2e::{GpuNodeSpec, tessera::agent, wait::until};
+use e2e::{Component, GpuNodeSpec, tessera::agent, wait::until};
 use k8s_openapi::api::core::v1::Node;
 use kube::{
     Api,
@@ -137,6 +137,119 @@ pub(crate) async fn a_label_turns_a_node_into_a_mig_node_and_back(
     ensure!(
         before.is_some() && processes.running(&agent(FLIP)) == before,
         "the agent was restarted"
+    );
+    Ok(())
+}
+
+pub(crate) async fn a_restarted_kubelet_finds_devices_and_pods_as_they_were(
+    world: World,
+) -> anyhow::Result<()> {
+    let cluster = &world.tessera.cluster;
+    world
+        .create_and_run(&pod("before", Some(REAL), &gpus(1, 8_000)))
+        .await?;
+    let print = world.fingerprint("before").await?;
+    let published = world.instances(REAL, "before").await?;
+    cluster.processes.restart(Component::Kubelet.name()).await?;
+    // kubelet takes pods only after the agent has registered anew; until then they would fail for good.
+    let nodes: Api<Node> = Api::all(cluster.client());
+    let allocatable = async || {
+        let status = nodes.get(REAL).await.ok()?.status?;
+        let count = status.allocatable?.get("nvidia.com/gpu")?.0.clone();
+        (count == "20").then_some(())
+    };
+    until("the devices to be back", PATIENCE, allocatable).await?;
+    cluster.node_is_ready(REAL).await?;
+    until(
+        "the device plugin to be known again",
+        PATIENCE,
+        async || {
+            let log = std::fs::read_to_string(cluster.processes.log_file(&agent(REAL))).ok()?;
+            let after = log.rsplit_once("kubelet was restarted")?.1;
+            after.contains("Registered with kubelet").then_some(())
+        },
+    )
+    .await?;
+    world
+        .create_and_run(&pod("after", Some(REAL), &gpus(1, 8_000)))
+        .await?;
+    ensure!(
+        world.fingerprint("before").await? == print,
+        "the container was restarted"
+    );
+    ensure!(world.instances(REAL, "before").await? == published);
+    let [before, after] = [
+        world.seen("before", "main").await?,
+        world.seen("after", "main").await?,
+    ];
+    ensure!(before != after, "two pods have one device: {before:?}");
+    Ok(())
+}
+
+pub(crate) async fn a_restarted_plugin_knows_every_claim(world: World) -> anyhow::Result<()> {
+    let processes = &world.tessera.cluster.processes;
+    let half = |name: &str| pod(name, Some(REAL), &gpus(1, 40_000));
+    for name in ["first", "second", "third"] {
+        world.create_and_run(&half(name)).await?;
+    }
+    processes.crash("plugin").await?;
+    // Nobody filters now: the pod waits, and is not placed by a scheduler that knows no claims.
+    world.create(&half("fourth")).await?;
+    world.create(&half("fifth")).await?;
+    world.event("fourth", &["FailedScheduling"]).await?;
+    processes.start_again("plugin")?;
+    // One half is left, so one of them runs and the other is told so.
+    let one = until("one of two pods to run", PATIENCE, async || {
+        let mut running = Vec::new();
+        for name in ["fourth", "fifth"] {
+            let status = world.pods().get(name).await.ok()?.status?;
+            if status.phase.as_deref() == Some("Running") {
+                running.push(name);
+            }
+        }
+        (!running.is_empty()).then_some(running)
+    })
+    .await?;
+    let other = if one == ["fourth"] { "fifth" } else { "fourth" };
+    ensure!(one.len() == 1, "both run");
+    world.event(other, &["no free GPU memory"]).await?;
+    let rows = world.rows().await?;
+    let placed: BTreeSet<_> = rows
+        .iter()
+        .filter(|row| !row.placement.is_empty())
+        .map(|row| (&row.gpu, &row.placement))
+        .collect();
+    ensure!(placed.len() == 4, "{rows:?}");
+    Ok(())
+}
+
+pub(crate) async fn nothing_changes_while_the_api_server_is_away(
+    world: World,
+) -> anyhow::Result<()> {
+    let cluster = &world.tessera.cluster;
+    world
+        .create_and_run(&pod("stays", Some(REAL), &gpus(2, 8_000)))
+        .await?;
+    let (seen, print) = (
+        world.seen("stays", "main").await?,
+        world.fingerprint("stays").await?,
+    );
+    cluster.processes.stop(Component::ApiServer.name()).await?;
+    // Longer than the TTL of idle instances here.
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    ensure!(
+        world.on_cards(REAL) == 2,
+        "instances went with the API server"
+    );
+    cluster.processes.start_again(Component::ApiServer.name())?;
+    cluster.api_server_answers().await?;
+    world
+        .create_and_run(&pod("next", Some(REAL), &gpus(1, 8_000)))
+        .await?;
+    ensure!(world.seen("stays", "main").await? == seen);
+    ensure!(
+        world.fingerprint("stays").await? == print,
+        "the container was restarted"
     );
     Ok(())
 }

@@ -43,6 +43,9 @@ pub(crate) const SCENARIOS: &[(&str, Scenario)] = scenarios![
     containers::an_init_container_has_another_size_than_the_application,
     containers::a_sidecar_and_two_sizes,
     life::a_killed_agent_adopts_what_runs,
+    life::a_restarted_kubelet_finds_devices_and_pods_as_they_were,
+    life::a_restarted_plugin_knows_every_claim,
+    life::nothing_changes_while_the_api_server_is_away,
     life::a_label_turns_a_node_into_a_mig_node_and_back,
     many::fifty_pods_at_once,
 ];
