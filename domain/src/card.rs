@@ -86,9 +86,7 @@ impl<'a> Card<'a> {
 
     /// Free placements of the offers, cheapest first; among equals the one with more compute, then the lowest start.
     pub(crate) fn candidates(&self, offers: &[&'a Offer]) -> Vec<Candidate<'a>> {
-        let value = |held: &[Slices], more| self.potential.map_or(0.0, |p| p.value(held, more));
-        let before = value(&self.held, None);
-        let empty = value(&[], None).max(f64::MIN_POSITIVE);
+        let loss = self.potential.map(|potential| potential.loss(&self.held));
         let mut candidates: Vec<_> = offers
             .iter()
             .flat_map(|&offer| self.free_starts(offer).map(move |start| (offer, start)))
@@ -97,7 +95,7 @@ impl<'a> Card<'a> {
                 Candidate {
                     offer,
                     start,
-                    loss: (before - value(&self.held, Some(placed))) / empty,
+                    loss: loss.as_ref().map_or(0.0, |loss| loss(placed)),
                 }
             })
             .collect();

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use crate::{
     Card, Claim, Config, Demand, GpuNodeStatus, InstanceState, Layouts, Mix, Model, Plan, Policy,
-    Potential, Refusal, Weighing, plan,
+    Potential, Refusal, Rule, VgpuMode, Weighing, is_calm, plan,
 };
 
 /// UID of a pod.
@@ -23,7 +23,10 @@ pub struct Cluster {
     served: HashMap<String, bool>,
     /// How many instances of each profile are claimed: the mix that placements are weighed by.
     claimed: BTreeMap<String, u32>,
+    rule: Rule,
     weighed: Vec<Weighed>,
+    /// For each node what its cards add to the counts, in the order of `weighed`.
+    counts: HashMap<String, Vec<Count>>,
 }
 
 /// A model of card that some node has, and its potential in the mix of now.
@@ -32,7 +35,41 @@ struct Weighed {
     model: Model,
     layouts: Layouts,
     mix: Mix,
+    weighing: Weighing,
     potential: Potential,
+    /// The potential while many cards are empty, where the rule has one.
+    filling: Option<Potential>,
+    count: Count,
+}
+
+impl Weighed {
+    fn new(model: Model, layouts: Layouts, mix: Mix, rule: Rule) -> Self {
+        let weighing = rule.weighing().unwrap_or_default();
+        let filling = matches!(rule, Rule::Demand | Rule::Tuned);
+        Self {
+            potential: Potential::new(&layouts, weighing, &mix),
+            filling: filling.then(|| Potential::new(&layouts, Weighing::Filling, &mix)),
+            model,
+            layouts,
+            mix,
+            weighing,
+            count: Count::default(),
+        }
+    }
+
+    fn potential(&self) -> &Potential {
+        match &self.filling {
+            Some(filling) if is_calm(self.count.cards, self.count.empty) => filling,
+            _ => &self.potential,
+        }
+    }
+}
+
+/// MIG cards of a model, and those of which nothing is held.
+#[derive(Clone, Copy, Debug, Default)]
+struct Count {
+    cards: u32,
+    empty: u32,
 }
 
 /// A pod that holds a claim.
@@ -54,6 +91,37 @@ pub struct Choice {
 }
 
 impl Cluster {
+    /// Places by another rule from now on; one that weighs no states counts as the default.
+    pub fn set_rule(&mut self, rule: Rule) {
+        self.rule = rule;
+        for weighed in &mut self.weighed {
+            let count = weighed.count;
+            let (model, layouts) = (weighed.model.clone(), weighed.layouts.clone());
+            *weighed = Weighed::new(model, layouts, weighed.mix.clone(), rule);
+            weighed.count = count;
+        }
+    }
+
+    /// The models of MIG cards, with the mix that is claimed: what [`tune`](crate::tune) asks for.
+    pub fn mixes(&self) -> Vec<(String, Layouts, Mix)> {
+        let all = self.weighed.iter();
+        all.map(|w| (w.model.name.clone(), w.layouts.clone(), w.mix.clone()))
+            .collect()
+    }
+
+    /// Weighs the states of a model's cards otherwise from now on; tells whether that is new.
+    pub fn set_weighing(&mut self, model: &str, weighing: Weighing) -> bool {
+        let mut changed = false;
+        for weighed in &mut self.weighed {
+            if weighed.model.name == model && weighed.weighing != weighing {
+                weighed.weighing = weighing;
+                weighed.potential = Potential::new(&weighed.layouts, weighing, &weighed.mix);
+                changed = true;
+            }
+        }
+        changed
+    }
+
     /// Takes over what a node's agent published.
     pub fn apply_node(&mut self, name: &str, status: GpuNodeStatus) {
         for model in &status.models {
@@ -61,15 +129,12 @@ impl Cluster {
                 && let Some(layouts) = Layouts::new(model)
             {
                 let mix = layouts.mix(&self.claimed);
-                self.weighed.push(Weighed {
-                    potential: Potential::new(&layouts, Weighing::default(), &mix),
-                    model: model.clone(),
-                    layouts,
-                    mix,
-                });
+                self.weighed
+                    .push(Weighed::new(model.clone(), layouts, mix, self.rule));
             }
         }
         self.nodes.insert(name.to_owned(), status);
+        self.count(name);
     }
 
     /// Takes over whether a node's kubelet offers devices; tells whether that is new.
@@ -85,6 +150,7 @@ impl Cluster {
     /// Forgets a node whose `GpuNode` is gone; the claims of its pods stay.
     pub fn remove_node(&mut self, name: &str) {
         self.nodes.remove(name);
+        self.count(name);
     }
 
     /// The node as published.
@@ -119,6 +185,7 @@ impl Cluster {
                 self.by_node.remove(&holder.node);
             }
         }
+        self.count(&holder.node);
         Some(holder.node)
     }
 
@@ -137,7 +204,10 @@ impl Cluster {
 
     /// Keeps only these nodes, as after a fresh list.
     pub fn retain_nodes(&mut self, seen: &BTreeSet<String>) {
-        self.nodes.retain(|name, _| seen.contains(name));
+        let gone = self.nodes.keys().filter(|name| !seen.contains(*name));
+        for name in gone.cloned().collect::<Vec<_>>() {
+            self.remove_node(&name);
+        }
     }
 
     /// Holds a claim that is about to be bound, until it is seen, forgotten, or `deadline` (milliseconds) passes.
@@ -186,9 +256,32 @@ impl Cluster {
         for weighed in &mut self.weighed {
             let mix = weighed.layouts.mix(&self.claimed);
             if mix != weighed.mix {
-                weighed.potential = Potential::new(&weighed.layouts, Weighing::default(), &mix);
+                weighed.potential = Potential::new(&weighed.layouts, weighed.weighing, &mix);
                 weighed.mix = mix;
             }
+        }
+    }
+
+    /// Counts the cards of a node anew after a change.
+    fn count(&mut self, node: &str) {
+        let mut counts = vec![Count::default(); self.weighed.len()];
+        for card in self.cards(node) {
+            let known = self.weighed.iter().position(|w| w.model == *card.model);
+            if let Some(known) = known
+                && card.gpu.mode == VgpuMode::Mig
+            {
+                counts[known].cards += 1;
+                counts[known].empty += u32::from(card.is_idle());
+            }
+        }
+        let before = self.counts.remove(node).unwrap_or_default();
+        for (at, weighed) in self.weighed.iter_mut().enumerate() {
+            let old = before.get(at).copied().unwrap_or_default();
+            weighed.count.cards = weighed.count.cards - old.cards + counts[at].cards;
+            weighed.count.empty = weighed.count.empty - old.empty + counts[at].empty;
+        }
+        if self.nodes.contains_key(node) {
+            self.counts.insert(node.to_owned(), counts);
         }
     }
 
@@ -210,6 +303,7 @@ impl Cluster {
                 deadline,
             },
         );
+        self.count(node);
     }
 
     /// The cards of a node with all that is held of them; empty for an unknown node.
@@ -233,7 +327,7 @@ impl Cluster {
             .filter_map(|gpu| {
                 let model = status.model(&gpu.model)?;
                 let weighed = self.weighed.iter().find(|known| known.model == *model);
-                let mut card = Card::new(gpu, model, weighed.map(|weighed| &weighed.potential));
+                let mut card = Card::new(gpu, model, weighed.map(Weighed::potential));
                 for instance in &gpu.instances {
                     if instance.state != InstanceState::Idle {
                         card.hold(instance.slices());
@@ -303,27 +397,62 @@ impl Cluster {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{CardSelector, ContainerDemand, ContainerKind, Memory, VgpuMode, fixtures};
+    use crate::{CardSelector, ContainerDemand, ContainerKind, Memory, fixtures};
 
-    #[test]
-    fn a_node_whose_kubelet_offers_no_device_is_refused_until_it_does() {
-        let mut cluster = Cluster::default();
-        let node = fixtures::node("n", &fixtures::a30(), 1, VgpuMode::Mig);
-        cluster.apply_node("n", node);
-        let demand = Demand {
+    fn one(mib: u64) -> Demand {
+        Demand {
             mode: None,
             containers: vec![ContainerDemand {
                 name: "c".into(),
                 kind: ContainerKind::App,
                 count: 1,
-                memory: Memory::Mib(1_000),
+                memory: Memory::Mib(mib),
                 cores: 0,
             }],
             cards: CardSelector::default(),
             node_policy: None,
             gpu_policy: None,
             hint: None,
+        }
+    }
+
+    #[test]
+    fn no_slice_is_wasted_while_many_cards_are_empty_and_the_counts_follow() {
+        let mut cluster = Cluster::default();
+        for name in ["a", "b", "c"] {
+            let node = fixtures::node(name, &fixtures::a100_80gb(), 8, VgpuMode::Mig);
+            cluster.apply_node(name, node);
+        }
+        let start = |cluster: &Cluster| {
+            let plan = cluster.plan("a", &one(8_000), &Config::default()).unwrap();
+            plan.claim.slots().next().unwrap().start
         };
+        assert_eq!(start(&cluster), 0, "6 would waste slice 7");
+        for (at, node) in ["b", "c"].repeat(8).into_iter().enumerate() {
+            let whole = cluster
+                .plan(node, &one(80_000), &Config::default())
+                .unwrap();
+            cluster.apply_pod(&at.to_string(), node, whole.claim);
+        }
+        assert_ne!(start(&cluster), 0, "8 empty cards are few");
+        for pod in 0..8 {
+            cluster.remove_pod(&pod.to_string());
+        }
+        assert_eq!(start(&cluster), 0);
+        let mut fixed = cluster.clone();
+        fixed.set_rule(Rule::Fixed);
+        assert_ne!(start(&fixed), 0, "that rule knows no filling");
+        cluster.remove_node("b");
+        cluster.remove_node("c");
+        assert_ne!(start(&cluster), 0);
+    }
+
+    #[test]
+    fn a_node_whose_kubelet_offers_no_device_is_refused_until_it_does() {
+        let mut cluster = Cluster::default();
+        let node = fixtures::node("n", &fixtures::a30(), 1, VgpuMode::Mig);
+        cluster.apply_node("n", node);
+        let demand = one(1_000);
         let plan = |cluster: &Cluster| cluster.plan("n", &demand, &Config::default());
         assert!(plan(&cluster).is_ok(), "unknown is no reason");
         assert!(cluster.apply_served("n", false) && !cluster.apply_served("n", false));

@@ -2,7 +2,7 @@
 
 use serde::Deserialize;
 
-use crate::VgpuMode;
+use crate::{Rule, VgpuMode};
 
 /// The `nvidia` block of the configuration file; every field may be left out.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -28,8 +28,38 @@ pub struct Config {
     /// Whether a request up to the size in a profile's name is served by it, although the card gives
     /// a little less: 10240 MiB by `1g.10gb`, which has 9,728 on an A100.
     pub nominal_memory: bool,
+    /// By which rule placements are chosen: `demand`, `tuned`, `fixed`, `mfi`, `mfi-all` or `fgd`.
+    pub placement: Placement,
     /// Settings of single nodes.
     pub nodeconfig: Vec<NodeConfig>,
+}
+
+/// A rule that the scheduler can place by: one that weighs the states of a card.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "Rule")]
+pub struct Placement(Rule);
+
+impl Placement {
+    /// The rule.
+    pub fn rule(self) -> Rule {
+        self.0
+    }
+}
+
+impl TryFrom<Rule> for Placement {
+    type Error = String;
+
+    fn try_from(rule: Rule) -> Result<Self, String> {
+        if rule.weighing().is_some() {
+            return Ok(Self(rule));
+        }
+        let usable = Rule::ALL.iter().filter(|rule| rule.weighing().is_some());
+        let names: Vec<String> = usable.map(Rule::to_string).collect();
+        let names = names.join(", ");
+        Err(format!(
+            "{rule} is for simulations only; write one of: {names}"
+        ))
+    }
 }
 
 /// Settings of one node, as in `HAMi`'s `nodeconfig`.
@@ -66,6 +96,7 @@ impl Default for Config {
             default_gpu_num: 1,
             device_split_count: 10,
             nominal_memory: true,
+            placement: Placement::default(),
             nodeconfig: vec![],
         }
     }
@@ -95,6 +126,17 @@ impl Config {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_rule_of_placement_is_one_that_weighs_states() {
+        let read = |rule: &str| {
+            let text = format!(r#"{{"placement":"{rule}"}}"#);
+            serde_json::from_str::<Config>(&text).map_err(|error| error.to_string())
+        };
+        assert_eq!(read("fgd").unwrap().placement.rule(), Rule::Fgd);
+        assert!(read("first-fit").unwrap_err().contains("simulations only"));
+        assert!(read("best").unwrap_err().contains("write one of"));
+    }
 
     #[test]
     fn hami_field_names_are_read() {

@@ -1,97 +1,101 @@
-//! Cards of the field as NVML reports them, for tests; the product reads them from NVML.
+//! Cards of the field as NVML reports them, for tests and simulations; the daemons read them from NVML.
+
+use serde::Deserialize;
 
 use crate::{Gpu, GpuNodeStatus, Model, Offer, VgpuMode};
 
-fn offer(
-    profile: &str,
+#[derive(Deserialize)]
+struct Entry {
+    key: String,
+    short: Option<String>,
+    name: String,
+    memory_mib: u64,
+    compute_slices: u8,
+    memory_slices: u8,
+    profiles: Vec<Profile>,
+}
+
+#[derive(Deserialize)]
+struct Profile {
+    name: String,
     id: u32,
     memory_mib: u64,
     sm: u32,
-    slices: (u8, u8),
-    starts: &[u8],
+    compute_slices: u8,
+    size: u8,
+    starts: Vec<u8>,
     max_count: u8,
-) -> Offer {
-    Offer {
-        profile: profile.to_owned(),
-        profile_id: id,
-        memory_mib,
-        multiprocessors: sm,
-        compute_slices: slices.0,
-        size: slices.1,
-        starts: starts.to_vec(),
-        max_count,
+}
+
+impl From<Entry> for Model {
+    fn from(entry: Entry) -> Self {
+        let offer = |profile: Profile| Offer {
+            profile: profile.name,
+            profile_id: profile.id,
+            memory_mib: profile.memory_mib,
+            multiprocessors: profile.sm,
+            compute_slices: profile.compute_slices,
+            size: profile.size,
+            starts: profile.starts,
+            max_count: profile.max_count,
+        };
+        Self {
+            name: entry.name,
+            memory_mib: entry.memory_mib,
+            memory_slices: entry.memory_slices,
+            compute_slices: entry.compute_slices,
+            offers: entry.profiles.into_iter().map(offer).collect(),
+        }
     }
+}
+
+fn entries() -> Vec<Entry> {
+    serde_json::from_str(include_str!("../models.json")).unwrap_or_default()
+}
+
+/// The model of that key (`A100-SXM4-80GB`), short key (`a100-80gb`) or NVML name.
+pub fn model(key: &str) -> Option<Model> {
+    let named = |entry: &Entry| {
+        entry.key.eq_ignore_ascii_case(key)
+            || entry.short.as_deref() == Some(key)
+            || entry.name == key
+    };
+    entries().into_iter().find(named).map(Model::from)
+}
+
+/// All models.
+pub fn models() -> Vec<Model> {
+    entries().into_iter().map(Model::from).collect()
+}
+
+/// The keys of all models, the short one where there is one.
+pub fn model_keys() -> Vec<String> {
+    let keys = entries().into_iter();
+    keys.map(|entry| entry.short.unwrap_or(entry.key)).collect()
+}
+
+fn known(key: &str) -> Model {
+    model(key).expect("the table has it")
 }
 
 /// NVIDIA A100-SXM4-80GB.
 pub fn a100_80gb() -> Model {
-    let all = [0, 1, 2, 3, 4, 5, 6];
-    Model {
-        name: "NVIDIA A100-SXM4-80GB".to_owned(),
-        memory_mib: 81_920,
-        memory_slices: 8,
-        compute_slices: 7,
-        offers: vec![
-            offer("1g.10gb", 19, 9_728, 14, (1, 1), &all, 7),
-            offer("1g.10gb+me", 20, 9_728, 14, (1, 1), &all, 1),
-            offer("1g.20gb", 15, 19_968, 14, (1, 2), &[0, 2, 4, 6], 4),
-            offer("2g.20gb", 14, 19_968, 28, (2, 2), &[0, 2, 4], 3),
-            offer("3g.40gb", 9, 40_192, 42, (3, 4), &[0, 4], 2),
-            offer("4g.40gb", 5, 40_192, 56, (4, 4), &[0], 1),
-            offer("7g.80gb", 0, 80_640, 98, (7, 8), &[0], 1),
-        ],
-    }
+    known("a100-80gb")
 }
 
 /// NVIDIA H100 80GB HBM3.
 pub fn h100_80gb() -> Model {
-    let all = [0, 1, 2, 3, 4, 5, 6];
-    Model {
-        name: "NVIDIA H100 80GB HBM3".to_owned(),
-        memory_mib: 81_559,
-        memory_slices: 8,
-        compute_slices: 7,
-        offers: vec![
-            offer("1g.10gb", 19, 9_984, 16, (1, 1), &all, 7),
-            offer("1g.10gb+me", 20, 9_984, 16, (1, 1), &all, 1),
-            offer("1g.20gb", 15, 20_096, 26, (1, 2), &[0, 2, 4, 6], 4),
-            offer("2g.20gb", 14, 20_096, 32, (2, 2), &[0, 2, 4], 3),
-            offer("3g.40gb", 9, 40_448, 60, (3, 4), &[0, 4], 2),
-            offer("4g.40gb", 5, 40_448, 64, (4, 4), &[0], 1),
-            offer("7g.80gb", 0, 81_152, 132, (7, 8), &[0], 1),
-        ],
-    }
+    known("h100-80gb")
 }
 
 /// NVIDIA A30: 4 memory slices.
 pub fn a30() -> Model {
-    Model {
-        name: "NVIDIA A30".to_owned(),
-        memory_mib: 24_576,
-        memory_slices: 4,
-        compute_slices: 4,
-        offers: vec![
-            offer("1g.6gb", 14, 5_952, 14, (1, 1), &[0, 1, 2, 3], 4),
-            offer("2g.12gb", 5, 11_968, 28, (2, 2), &[0, 2], 2),
-            offer("4g.24gb", 0, 24_000, 56, (4, 4), &[0], 1),
-        ],
-    }
+    known("a30")
 }
 
 /// NVIDIA RTX PRO 6000 Blackwell Server Edition: 12 memory slices.
 pub fn rtx_pro_6000() -> Model {
-    Model {
-        name: "NVIDIA RTX PRO 6000 Blackwell Server Edition".to_owned(),
-        memory_mib: 97_887,
-        memory_slices: 12,
-        compute_slices: 4,
-        offers: vec![
-            offer("1g.24gb", 14, 24_192, 46, (1, 3), &[0, 3, 6, 9], 4),
-            offer("1g.24gb-me", 67, 24_192, 46, (1, 3), &[0, 3, 6, 9], 4),
-            offer("2g.48gb", 5, 48_512, 94, (2, 6), &[0, 6], 2),
-            offer("4g.96gb", 0, 97_408, 188, (4, 12), &[0], 1),
-        ],
-    }
+    known("rtx-pro-6000")
 }
 
 /// A healthy, empty node with `count` cards of one model; their UUIDs are `GPU-<name>-<index>`.

@@ -5,18 +5,42 @@
 
 use std::{collections::BTreeSet, fmt, str::FromStr};
 
-use crate::{Layouts, Mix, Parameters, Potential, StateId, Weighing, WindowId};
+use serde::Deserialize;
+
+use crate::{Layouts, Mix, Potential, Slices, StateId, Weighing, WindowId, tuning::tune};
 
 /// Tables that follow the mix are made again after so many requests.
 const REFRESH: u32 = 1_000;
-/// Cards of a node, for the rules that look at nodes.
-const NODE: usize = 8;
+/// A rule is tuned again when a part of the mix has moved by so much.
+const DRIFT: f64 = 0.05;
+
+/// For each profile the states where it fits, best first.
+type Order = Vec<Vec<Step>>;
+
+/// A state where a profile fits. States of one rank are as good as each other.
+#[derive(Clone, Copy, Debug)]
+struct Step {
+    rank: u32,
+    state: StateId,
+    window: WindowId,
+}
+
+/// Whether so many of the cards are empty that there is no need to waste a slice of others.
+///
+/// A fifth, and enough of them: of a few cards chance empties some at any load.
+pub fn is_calm(cards: u32, empty: u32) -> bool {
+    empty >= 16 && empty * 5 >= cards
+}
 
 /// A rule of placement: ours, and those that it is compared with.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
+#[serde(try_from = "String")]
 pub enum Rule {
-    /// The least loss of potential, weighed by the mix that was seen: the default.
+    /// The least loss of potential, weighed by the mix that was seen; without waste while many cards are empty: the default.
+    #[default]
     Demand,
+    /// The same, with the weighing that a simulation of the mix finds best.
+    Tuned,
     /// The least loss of potential, weighed by hand.
     Fixed,
     /// One card after the other.
@@ -31,6 +55,8 @@ pub enum Rule {
     Hami210,
     /// `HAMi` 2.10 with the fullest card of all.
     Hami210Binpack,
+    /// `HAMi` after 2.10 (pull request 2855): fullest card, longest free run left, most legal placements left.
+    HamiMaster,
     /// Minimum fragmentation increment, only profiles that fit in the free slices (arXiv 2511.18906, literal).
     Mfi,
     /// The same over all profiles.
@@ -41,8 +67,9 @@ pub enum Rule {
 
 impl Rule {
     /// Every rule, ours first.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 13] = [
         Self::Demand,
+        Self::Tuned,
         Self::Fixed,
         Self::RoundRobin,
         Self::FirstFit,
@@ -50,13 +77,22 @@ impl Rule {
         Self::HamiTemplates,
         Self::Hami210,
         Self::Hami210Binpack,
+        Self::HamiMaster,
         Self::Mfi,
         Self::MfiAll,
         Self::Fgd,
     ];
 
-    fn follows_mix(self) -> bool {
-        matches!(self, Self::Demand | Self::Fgd)
+    /// What it weighs states by; none where it does not.
+    pub fn weighing(self) -> Option<Weighing> {
+        Some(match self {
+            Self::Demand | Self::Tuned => Weighing::default(),
+            Self::Fixed => Weighing::Fixed,
+            Self::Mfi => Weighing::Mfi,
+            Self::MfiAll => Weighing::MfiAll,
+            Self::Fgd => Weighing::Fgd,
+            _ => return None,
+        })
     }
 }
 
@@ -64,6 +100,7 @@ impl fmt::Display for Rule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
             Self::Demand => "demand",
+            Self::Tuned => "tuned",
             Self::Fixed => "fixed",
             Self::RoundRobin => "round-robin",
             Self::FirstFit => "first-fit",
@@ -71,6 +108,7 @@ impl fmt::Display for Rule {
             Self::HamiTemplates => "hami-2.9",
             Self::Hami210 => "hami-2.10",
             Self::Hami210Binpack => "hami-2.10-binpack",
+            Self::HamiMaster => "hami-master",
             Self::Mfi => "mfi",
             Self::MfiAll => "mfi-all",
             Self::Fgd => "fgd",
@@ -97,8 +135,16 @@ impl FromStr for Rule {
     }
 }
 
+impl TryFrom<String> for Rule {
+    type Error = UnknownRule;
+
+    fn try_from(text: String) -> Result<Self, UnknownRule> {
+        text.parse()
+    }
+}
+
 /// Where a device was placed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Placed {
     /// Index of the card.
     pub card: u32,
@@ -106,21 +152,42 @@ pub struct Placed {
     pub window: WindowId,
 }
 
+/// A device that was moved to make room.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Move {
+    /// Where it was.
+    pub from: Placed,
+    /// Where it is.
+    pub to: Placed,
+}
+
 /// Cards of one model.
 #[derive(Clone, Debug)]
 pub struct Fleet<'a> {
     layouts: &'a Layouts,
     rule: Rule,
-    parameters: Parameters,
+    weighing: Option<Weighing>,
     mix: Mix,
     since_refresh: u32,
     cards: Vec<StateId>,
     /// For each state the cards that are in it.
     members: Vec<BTreeSet<u32>>,
-    /// For each profile the states where it fits, best first: rank, state, window. States of one rank are as good as each other.
-    order: Vec<Vec<(u32, StateId, WindowId)>>,
+    order: Order,
+    /// The order while many cards are empty, for the rules that have another one then.
+    filling: Option<Order>,
+    /// The worth of each state, where the rule has one.
+    worth: Vec<f64>,
+    /// The profile on each window of each card, where something is.
+    profiles: Vec<Option<u8>>,
+    templates: Vec<Vec<WindowId>>,
     /// For each card its template, for the rule that has them.
-    templates: Vec<Option<usize>>,
+    template: Vec<Option<usize>>,
+    /// For each profile its windows in the order in which the rule tries them.
+    preferred: Vec<Vec<WindowId>>,
+    /// Cards of a node, for the rules that look at nodes.
+    pub node: usize,
+    /// The mix that the weighing was tuned for.
+    tuned_for: Option<Mix>,
     next: usize,
     next_state: Vec<Option<StateId>>,
 }
@@ -128,11 +195,15 @@ pub struct Fleet<'a> {
 impl<'a> Fleet<'a> {
     /// So many empty cards.
     pub fn new(layouts: &'a Layouts, rule: Rule, cards: u32) -> Self {
-        Self::tuned(layouts, rule, cards, Parameters::default())
+        Self::build(layouts, rule, rule.weighing(), cards)
     }
 
-    /// So many empty cards, with other constants for the rule `demand`.
-    pub fn tuned(layouts: &'a Layouts, rule: Rule, cards: u32, parameters: Parameters) -> Self {
+    /// So many empty cards, placed by the loss of worth in this weighing.
+    pub(crate) fn weighed(layouts: &'a Layouts, weighing: Weighing, cards: u32) -> Self {
+        Self::build(layouts, Rule::Demand, Some(weighing), cards)
+    }
+
+    fn build(layouts: &'a Layouts, rule: Rule, weighing: Option<Weighing>, cards: u32) -> Self {
         let mut members = vec![BTreeSet::new(); layouts.states.len()];
         members[0] = (0..cards).collect();
         let windows = layouts.windows.len();
@@ -142,18 +213,38 @@ impl<'a> Fleet<'a> {
         let mut fleet = Self {
             layouts,
             rule,
-            parameters,
+            weighing,
             mix: Mix::unknown(layouts.offers.len()),
             since_refresh: 0,
             cards: vec![0; cards as usize],
             members,
             order: vec![],
-            templates: vec![None; cards as usize],
+            filling: None,
+            worth: vec![],
+            profiles: vec![None; cards as usize * windows],
+            templates: templates(layouts),
+            template: vec![None; cards as usize],
+            preferred: vec![],
+            node: 8,
+            tuned_for: None,
             next: 0,
             next_state: ids
                 .map(|(state, window)| layouts.toggled(state, u8::try_from(window).ok()?))
                 .collect(),
         };
+        fleet.preferred = (0..layouts.offers.len())
+            .map(|profile| fleet.by_preference(profile))
+            .collect();
+        if matches!(rule, Rule::Demand | Rule::Tuned) {
+            let filling = Potential::new(layouts, Weighing::Filling, &fleet.mix);
+            let held: Vec<Vec<Slices>> = layouts
+                .ids()
+                .map(|state| layouts.windows_of(state).collect())
+                .collect();
+            fleet.filling = Some(fleet.ordered(|state, window| {
+                filling.loss(&held[usize::from(state)])(layouts.windows[usize::from(window)])
+            }));
+        }
         fleet.refresh();
         fleet
     }
@@ -162,7 +253,7 @@ impl<'a> Fleet<'a> {
     pub fn place(&mut self, profile: usize) -> Option<Placed> {
         self.mix.saw(profile);
         self.since_refresh += 1;
-        if self.rule.follows_mix() && self.since_refresh >= REFRESH {
+        if self.weighing.is_some_and(Weighing::follows_mix) && self.since_refresh >= REFRESH {
             self.refresh();
         }
         let placed = match self.rule {
@@ -172,16 +263,115 @@ impl<'a> Fleet<'a> {
             Rule::Hami210 => self.fullest_node(profile),
             _ => self.best_state(profile),
         }?;
-        self.toggle(placed);
+        self.put(placed, profile);
         Some(placed)
+    }
+
+    /// Places a device of a profile for which there is no room by moving one other: where both are then, the
+    /// other's old place first. Looks for the move that costs least; only for rules that weigh states.
+    pub fn place_by_move(&mut self, profile: usize) -> Option<(Placed, Move)> {
+        if self.worth.is_empty() {
+            return None;
+        }
+        let mut best: Option<(f64, Placed, Move)> = None;
+        for (state, members) in self.layouts.ids().zip(&self.members) {
+            for away in 0..self.windows() {
+                let Some(without) = self.layouts.toggled(state, away) else {
+                    continue;
+                };
+                // Cards in one state differ in the profiles that stand on a window.
+                let mut tried = [false; u8::MAX as usize + 1];
+                for &card in members {
+                    let Some(moved) = self.profiles[self.at(card, away)] else {
+                        break;
+                    };
+                    if std::mem::replace(&mut tried[usize::from(moved)], true) {
+                        continue;
+                    }
+                    let from = Placed { card, window: away };
+                    for &window in &self.layouts.placements[profile] {
+                        if !self.layouts.is_free(without, window) {
+                            continue;
+                        }
+                        let with = self.layouts.toggled(without, window).unwrap_or(without);
+                        let own = self.worth[usize::from(state)] - self.worth[usize::from(with)];
+                        for (to, more) in self.targets(usize::from(moved), card, with) {
+                            let cost = own + more;
+                            if best.as_ref().is_none_or(|(known, ..)| cost < *known) {
+                                best = Some((cost, Placed { card, window }, Move { from, to }));
+                            }
+                        }
+                    }
+                }
+            }
+        }
+        let (_, placed, moved) = best?;
+        let other = self.profiles[self.at(moved.from.card, moved.from.window)]?;
+        self.remove(moved.from);
+        self.put(placed, profile);
+        self.put(moved.to, usize::from(other));
+        Some((placed, moved))
+    }
+
+    /// Where a device could move to and what it costs: the best other card, and the same card in its new state.
+    fn targets(
+        &self,
+        profile: usize,
+        card: u32,
+        with: StateId,
+    ) -> impl Iterator<Item = (Placed, f64)> {
+        let elsewhere = self.order[profile].iter().find_map(|step| {
+            let members = &self.members[usize::from(step.state)];
+            let other = members.iter().copied().find(|member| *member != card)?;
+            let window = step.window;
+            let then = self.layouts.toggled(step.state, window)?;
+            let cost = self.worth[usize::from(step.state)] - self.worth[usize::from(then)];
+            Some((
+                Placed {
+                    card: other,
+                    window,
+                },
+                cost,
+            ))
+        });
+        let windows = self.layouts.placements[profile].iter();
+        let here = windows
+            .filter(move |window| self.layouts.is_free(with, **window))
+            .filter_map(move |&window| {
+                let then = self.layouts.toggled(with, window)?;
+                let cost = self.worth[usize::from(with)] - self.worth[usize::from(then)];
+                Some((Placed { card, window }, cost))
+            });
+        elsewhere.into_iter().chain(here)
     }
 
     /// Gives a device back.
     pub fn remove(&mut self, placed: Placed) {
+        let at = self.at(placed.card, placed.window);
+        self.profiles[at] = None;
         self.toggle(placed);
         if self.cards[placed.card as usize] == 0 {
-            self.templates[placed.card as usize] = None;
+            self.template[placed.card as usize] = None;
         }
+    }
+
+    fn put(&mut self, placed: Placed, profile: usize) {
+        let at = self.at(placed.card, placed.window);
+        self.profiles[at] = u8::try_from(profile).ok();
+        self.toggle(placed);
+    }
+
+    fn windows(&self) -> WindowId {
+        WindowId::try_from(self.layouts.windows.len()).unwrap_or(WindowId::MAX)
+    }
+
+    fn at(&self, card: u32, window: WindowId) -> usize {
+        card as usize * self.layouts.windows.len() + usize::from(window)
+    }
+
+    /// The model of its cards.
+    pub fn layouts(&self) -> &'a Layouts {
+        self.layouts
     }
 
     /// Slices that are held, of all cards.
@@ -206,15 +396,22 @@ impl<'a> Fleet<'a> {
     }
 
     fn best_state(&self, profile: usize) -> Option<Placed> {
+        let empty = u32::try_from(self.members[0].len()).unwrap_or(u32::MAX);
+        let cards = u32::try_from(self.cards.len()).unwrap_or(u32::MAX);
+        let order = match &self.filling {
+            Some(filling) if is_calm(cards, empty) => filling,
+            _ => &self.order,
+        };
         let mut best: Option<(u32, Placed)> = None;
-        for &(rank, state, window) in &self.order[profile] {
-            if best.is_some_and(|(known, _)| known < rank) {
+        for step in &order[profile] {
+            if best.is_some_and(|(known, _)| known < step.rank) {
                 break;
             }
-            if let Some(&card) = self.members[usize::from(state)].first()
+            if let Some(&card) = self.members[usize::from(step.state)].first()
                 && best.is_none_or(|(_, placed)| card < placed.card)
             {
-                best = Some((rank, Placed { card, window }));
+                let window = step.window;
+                best = Some((step.rank, Placed { card, window }));
             }
         }
         best.map(|(_, placed)| placed)
@@ -230,8 +427,9 @@ impl<'a> Fleet<'a> {
         // The order has every state where the profile fits.
         let states = self.order[profile].iter();
         let (card, window) = states
-            .filter_map(|&(_, state, window)| {
-                Some((*self.members[usize::from(state)].first()?, window))
+            .filter_map(|step| {
+                let members = &self.members[usize::from(step.state)];
+                Some((*members.first()?, step.window))
             })
             .min()?;
         Some(Placed { card, window })
@@ -254,12 +452,12 @@ impl<'a> Fleet<'a> {
     fn fullest_node(&self, profile: usize) -> Option<Placed> {
         let free = |card: &StateId| self.layouts.free(*card);
         let mut best: Option<(u32, std::cmp::Reverse<u32>, usize, WindowId)> = None;
-        for (number, node) in self.cards.chunks(NODE).enumerate() {
+        let windows = &self.preferred[profile];
+        for (number, node) in self.cards.chunks(self.node.max(1)).enumerate() {
             // The part that is free, so that a node of fewer cards compares.
             let all: u32 = node.iter().map(free).sum();
             let part = all * 1_000 / u32::try_from(node.len().max(1)).unwrap_or(1);
             for (at, card) in node.iter().enumerate() {
-                let windows = self.preferred(profile);
                 let Some(&window) = windows.iter().find(|w| self.layouts.is_free(*card, **w))
                 else {
                     continue;
@@ -267,7 +465,7 @@ impl<'a> Fleet<'a> {
                 let key = (
                     part,
                     std::cmp::Reverse(free(card)),
-                    number * NODE + at,
+                    number * self.node + at,
                     window,
                 );
                 if best.is_none_or(|known| (key.0, key.1, key.2) < (known.0, known.1, known.2)) {
@@ -283,7 +481,7 @@ impl<'a> Fleet<'a> {
     }
 
     /// Windows of a profile in the order in which the rule tries them on a card.
-    fn preferred(&self, profile: usize) -> Vec<WindowId> {
+    fn by_preference(&self, profile: usize) -> Vec<WindowId> {
         let windows = &self.layouts.placements[profile];
         let offer = &self.layouts.offers[profile];
         let descending = || windows.iter().rev().copied().collect();
@@ -315,7 +513,7 @@ impl<'a> Fleet<'a> {
     /// A busy card gives an unused instance of its template with enough memory; an idle one takes the first template that has one.
     fn by_template(&mut self, profile: usize) -> Option<Placed> {
         let size = self.layouts.offers[profile].size;
-        let templates = templates(self.layouts);
+        let templates = &self.templates;
         for card in 0..self.cards.len() {
             let state = self.cards[card];
             let usable = |template: &Vec<WindowId>| {
@@ -325,7 +523,7 @@ impl<'a> Fleet<'a> {
                     large_enough && self.layouts.is_free(state, window)
                 })
             };
-            let found = match self.templates[card] {
+            let found = match self.template[card] {
                 Some(template) => usable(&templates[template]).map(|window| (template, window)),
                 None => templates
                     .iter()
@@ -333,7 +531,7 @@ impl<'a> Fleet<'a> {
                     .find_map(|(at, template)| Some((at, usable(template)?))),
             };
             if let Some((template, window)) = found {
-                self.templates[card] = Some(template);
+                self.template[card] = Some(template);
                 return Some(Placed {
                     card: u32::try_from(card).ok()?,
                     window,
@@ -345,12 +543,54 @@ impl<'a> Fleet<'a> {
 
     /// Makes the order of states again, by the mix of now.
     fn refresh(&mut self) {
+        if self.rule == Rule::Tuned && self.since_refresh > 0 {
+            self.tune();
+        }
         self.since_refresh = 0;
-        let cost = self.costs();
         let layouts = self.layouts;
-        self.order = (0..layouts.offers.len())
-            .map(|profile| {
-                let windows = self.preferred(profile);
+        if let Some(weighing) = self.weighing {
+            self.worth = Potential::new(layouts, weighing, &self.mix).of_states(layouts);
+        }
+        let (rule, worth) = (self.rule, &self.worth);
+        let freedom = if rule == Rule::HamiMaster {
+            freedom(layouts)
+        } else {
+            vec![]
+        };
+        self.order = self.ordered(|state, window| {
+            let after = usize::from(layouts.toggled(state, window).unwrap_or(state));
+            match rule {
+                // Where the state decides alone, the start order chooses the window.
+                Rule::BestFit | Rule::Hami210Binpack => f64::from(layouts.free(state)),
+                Rule::HamiMaster => f64::from(layouts.free(state)) * 1e6 - freedom[after],
+                _ if worth.is_empty() => 0.0,
+                _ => worth[usize::from(state)] - worth[after],
+            }
+        });
+    }
+
+    /// Chooses the weighing anew where the mix has moved.
+    fn tune(&mut self) {
+        let drift = |known: &Mix| {
+            let parts = known.parts.iter().zip(&self.mix.parts);
+            parts.map(|(a, b)| (a - b).abs()).fold(0.0, f64::max)
+        };
+        if self
+            .tuned_for
+            .as_ref()
+            .is_none_or(|known| drift(known) > DRIFT)
+        {
+            self.weighing = Some(tune(self.layouts, &self.mix.parts));
+            self.tuned_for = Some(self.mix.clone());
+        }
+    }
+
+    /// For each profile the states where it fits, by what its best window costs there.
+    fn ordered(&self, cost: impl Fn(StateId, WindowId) -> f64) -> Order {
+        let layouts = self.layouts;
+        self.preferred
+            .iter()
+            .map(|windows| {
                 let mut order: Vec<(f64, usize, StateId, WindowId)> = layouts
                     .ids()
                     .filter_map(|state| {
@@ -371,71 +611,39 @@ impl<'a> Fleet<'a> {
                     let same = last.is_some_and(|(c, a)| (cost - c).abs() < 1e-12 && a == at);
                     rank += u32::from(!same);
                     last = Some((cost, at));
-                    (rank, state, window)
+                    Step {
+                        rank,
+                        state,
+                        window,
+                    }
                 });
                 ranked.collect()
             })
-            .collect();
-    }
-
-    /// What a window costs in a state, by the rule; lower is better.
-    fn costs(&self) -> impl Fn(StateId, WindowId) -> f64 + use<'a> {
-        let layouts = self.layouts;
-        let worth: Vec<f64> = match self.rule {
-            Rule::Demand => {
-                Potential::by_demand(layouts, &self.mix, &self.parameters).of_states(layouts)
-            }
-            Rule::Fixed => Potential::new(layouts, Weighing::Fixed, &self.mix).of_states(layouts),
-            Rule::Mfi => fragmentation(layouts, true),
-            Rule::MfiAll => fragmentation(layouts, false),
-            Rule::Fgd => unusable(layouts, &self.mix),
-            _ => vec![],
-        };
-        let rule = self.rule;
-        move |state, window| match rule {
-            // Where the state decides alone, the start order chooses the window.
-            Rule::BestFit | Rule::Hami210Binpack => f64::from(layouts.free(state)),
-            _ if worth.is_empty() => 0.0,
-            _ => {
-                let after = layouts.toggled(state, window).unwrap_or(state);
-                worth[usize::from(state)] - worth[usize::from(after)]
-            }
-        }
+            .collect()
     }
 }
 
-/// Minus the fragmentation F of each state: the summed sizes of the placements that something stands in the way of.
-fn fragmentation(layouts: &Layouts, only_fitting: bool) -> Vec<f64> {
+/// The longest run of free slices of each state, and then how many placements are legal.
+fn freedom(layouts: &Layouts) -> Vec<f64> {
     layouts
         .ids()
         .map(|state| {
-            let profiles = layouts.offers.iter().zip(&layouts.placements);
-            let counted = profiles
-                .filter(|(offer, _)| !only_fitting || u32::from(offer.size) <= layouts.free(state));
-            let blocked = counted.map(|(offer, windows)| {
-                let blocked = windows
-                    .iter()
-                    .filter(|window| !layouts.is_free(state, **window));
-                u32::from(offer.size) * u32::try_from(blocked.count()).unwrap_or(0)
-            });
-            -f64::from(blocked.sum::<u32>())
-        })
-        .collect()
-}
-
-/// Minus the free slices of each state that the expected request cannot use.
-fn unusable(layouts: &Layouts, mix: &Mix) -> Vec<f64> {
-    layouts
-        .ids()
-        .map(|state| {
-            let profiles = layouts.placements.iter().zip(&mix.parts);
-            let none = profiles
-                .filter(|(windows, _)| {
-                    !windows.iter().any(|window| layouts.is_free(state, *window))
-                })
-                .map(|(_, part)| part)
-                .sum::<f64>();
-            -f64::from(layouts.free(state)) * none
+            let held = layouts.held(state);
+            let mut run = 0;
+            let mut longest = 0;
+            for slice in 0..layouts.slices {
+                run = if Slices::span(slice, 1).overlaps(held) {
+                    0
+                } else {
+                    run + 1
+                };
+                longest = longest.max(run);
+            }
+            let all = layouts.placements.iter().flatten();
+            let legal = all
+                .filter(|window| layouts.is_free(state, **window))
+                .count();
+            f64::from(longest) * 1e3 + f64::from(u32::try_from(legal).unwrap_or(0))
         })
         .collect()
 }
@@ -461,7 +669,7 @@ fn templates(layouts: &Layouts) -> Vec<Vec<WindowId>> {
         .filter_map(|&size| profile_of(size))
         .map(|profile| {
             let mut template = layouts.placements[profile].clone();
-            let taken: crate::Slices = template
+            let taken: Slices = template
                 .iter()
                 .map(|w| layouts.windows[usize::from(*w)])
                 .collect();
@@ -496,7 +704,7 @@ mod tests {
         let layouts = Layouts::new(&fixtures::a100_80gb()).unwrap();
         let fleet = Fleet::new(&layouts, Rule::BestFit, 1);
         let starts = |name: &str| -> Vec<u32> {
-            let windows = fleet.preferred(layouts.profile(name).unwrap());
+            let windows = &fleet.preferred[layouts.profile(name).unwrap()];
             windows
                 .iter()
                 .map(|w| layouts.windows[usize::from(*w)].first())

@@ -11,6 +11,7 @@
 //! be; an *instance* is what is; a *claim* is what a bound pod holds.
 
 mod card;
+pub mod churn;
 mod claim;
 mod cluster;
 mod config;
@@ -27,18 +28,20 @@ mod potential;
 #[cfg(test)]
 mod properties;
 mod refusal;
+pub mod repack;
 mod slices;
 mod status;
+mod tuning;
 
 pub use card::Card;
 pub use claim::{Claim, ClaimError, ClaimedDevice, ContainerClaim, Share, ShareUse, Slot};
 pub use cluster::{Choice, Cluster, PodUid};
-pub use config::{Config, FilterDevices, NodeConfig};
+pub use config::{Config, FilterDevices, NodeConfig, Placement};
 pub use demand::{
     CardSelector, ContainerDemand, ContainerKind, ContainerRequest, Demand, DemandError, Memory,
     PodRequest, Policy,
 };
-pub use fleet::{Fleet, Placed, Rule, UnknownRule};
+pub use fleet::{Fleet, Move, Placed, Rule, UnknownRule, is_calm};
 pub use gpu::{Gpu, Instance, InstanceState, Model, Offer};
 pub use layouts::{Layouts, StateId, WindowId};
 pub use mode::{UnknownMode, VgpuMode};
@@ -47,3 +50,4 @@ pub use potential::{Mix, Parameters, Potential, Weighing};
 pub use refusal::Refusal;
 pub use slices::Slices;
 pub use status::{Condition, GpuNodeStatus};
+pub use tuning::tune;

@@ -2,18 +2,42 @@
 //!
 //! V = Σ over the windows W of w(W) · x(W)^n(W) + κ · free², n(W) = live placements that overlap W. A
 //! request is placed where V falls least. A window counts fully while it is free; the small x gives a
-//! nearly free one some credit, because one departure frees it. See `docs/placement.md`.
+//! nearly free one some credit, because one departure frees it. While a fleet has many empty cards
+//! there is no need to pay for that with slices that nobody can use: [`Weighing::Filling`]. See
+//! `docs/placement.md`.
 
-use crate::{Layouts, Slices};
+use std::collections::HashMap;
 
-/// How windows are weighed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+use crate::{Layouts, Offer, Slices};
+
+/// What a state of a card is worth: ours, and those of published rules that have this form.
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Weighing {
     /// By the profiles that are asked for, in the mix that was seen.
-    #[default]
-    Demand,
+    Demand(Parameters),
     /// By hand: halves, pairs and singles at fixed weights.
     Fixed,
+    /// Minus the placements that something stands in the way of, by size, of the profiles that fit in the free slices (MFI, arXiv 2511.18906, literal).
+    Mfi,
+    /// The same over all profiles.
+    MfiAll,
+    /// Minus the free slices that the expected request cannot use (FGD on MIG masks).
+    Fgd,
+    /// For a fleet with many empty cards: no slice wasted, then the fullest card, then the longest run left.
+    Filling,
+}
+
+impl Default for Weighing {
+    fn default() -> Self {
+        Self::Demand(Parameters::default())
+    }
+}
+
+impl Weighing {
+    /// Whether it is another one when the mix is.
+    pub fn follows_mix(self) -> bool {
+        matches!(self, Self::Demand(_) | Self::Fgd)
+    }
 }
 
 /// The mix of profiles that are asked for, each a part of 1, in the order of the model's plain offers.
@@ -25,7 +49,7 @@ pub struct Mix {
 }
 
 /// The constants of the demand-aware weighing; found by simulation on 8-slice cards, and by relative size on others.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Parameters {
     /// Exponent of a profile's size in eighths of the card.
     pub alpha: f64,
@@ -116,101 +140,225 @@ struct Term {
 /// The potential of a model's cards.
 #[derive(Clone, Debug)]
 pub struct Potential {
-    terms: Vec<Term>,
-    /// Per squared share of free slices.
-    kappa: f64,
+    form: Form,
     slices: u8,
+    /// What a loss is divided by.
+    scale: f64,
+}
+
+#[derive(Clone, Debug)]
+enum Form {
+    Windows {
+        terms: Vec<Term>,
+        /// Per squared share of free slices.
+        kappa: f64,
+    },
+    /// Each legal placement and its size.
+    Blocked {
+        placements: Vec<(Slices, u32)>,
+        only_fitting: bool,
+    },
+    /// Each profile's part of the mix, and its windows.
+    Unusable { profiles: Vec<(f64, Vec<Slices>)> },
+    /// The most slices that disjoint windows can still take, by the set of held slices.
+    Filling {
+        usable: HashMap<Slices, u32>,
+        placements: Vec<Slices>,
+    },
 }
 
 impl Potential {
-    /// Weighs the windows of a model, by the mix where the weighing follows it.
+    /// Weighs the states of a model, by the mix where the weighing follows it.
     pub fn new(layouts: &Layouts, weighing: Weighing, mix: &Mix) -> Self {
-        match weighing {
-            Weighing::Demand => Self::by_demand(layouts, mix, &Parameters::default()),
-            Weighing::Fixed => Self::of_terms(layouts, 0.0, |_, class, at| fixed(class, at)),
-        }
-    }
-
-    /// Weighs the windows of a model by the mix, with other constants.
-    pub fn by_demand(layouts: &Layouts, mix: &Mix, parameters: &Parameters) -> Self {
-        Self::of_terms(layouts, parameters.kappa, |window, class, at| {
-            let wanted = wanted(layouts, mix, window, parameters);
-            (
-                wanted * parameters.shape(class, at),
-                parameters.credit(class),
-            )
-        })
-    }
-
-    fn of_terms(
-        layouts: &Layouts,
-        kappa: f64,
-        weigh: impl Fn(Slices, Class, u32) -> (f64, f64),
-    ) -> Self {
-        let mut terms: Vec<Term> = layouts
-            .windows
-            .iter()
-            .map(|&window| {
-                let (class, at) = place(window, layouts.slices);
-                let (weight, credit) = weigh(window, class, at);
-                Term {
-                    window,
-                    weight,
-                    credit,
+        let blocked = |only_fitting| Form::Blocked {
+            placements: layouts
+                .offers
+                .iter()
+                .flat_map(|offer| offer.windows().map(|w| (w, u32::from(offer.size))))
+                .collect(),
+            only_fitting,
+        };
+        let form = match weighing {
+            Weighing::Demand(parameters) => {
+                let weigh = |window, class, at| {
+                    let wanted = wanted(layouts, mix, window, &parameters);
+                    let weight = wanted * parameters.shape(class, at);
+                    (weight, parameters.credit(class))
+                };
+                Form::Windows {
+                    terms: terms(layouts, weigh),
+                    kappa: parameters.kappa,
                 }
-            })
-            .collect();
-        let largest = terms
-            .iter()
-            .map(|term| term.weight)
-            .fold(f64::MIN_POSITIVE, f64::max);
-        for term in &mut terms {
-            term.weight /= largest;
-        }
-        Self {
-            terms,
-            kappa,
+            }
+            Weighing::Fixed => Form::Windows {
+                terms: terms(layouts, |_, class, at| fixed(class, at)),
+                kappa: 0.0,
+            },
+            Weighing::Mfi => blocked(true),
+            Weighing::MfiAll => blocked(false),
+            Weighing::Fgd => Form::Unusable {
+                profiles: layouts
+                    .offers
+                    .iter()
+                    .zip(&mix.parts)
+                    .map(|(offer, part)| (*part, offer.windows().collect()))
+                    .collect(),
+            },
+            Weighing::Filling => Form::Filling {
+                usable: usable(layouts),
+                placements: layouts.offers.iter().flat_map(Offer::windows).collect(),
+            },
+        };
+        let mut potential = Self {
+            form,
             slices: layouts.slices,
+            scale: 1.0,
+        };
+        let slices = f64::from(layouts.slices.max(1));
+        potential.scale = match &potential.form {
+            Form::Windows { .. } => potential.value(&[], None),
+            Form::Blocked { placements, .. } => {
+                let sizes = placements.iter().map(|(_, size)| f64::from(*size));
+                sizes.sum()
+            }
+            Form::Unusable { .. } => slices,
+            Form::Filling { .. } => (slices + 1.0) * (slices + 1.0),
         }
+        .max(f64::MIN_POSITIVE);
+        potential
+    }
+
+    /// What a placement destroys on a card on which these are live, as a part of what an empty card has.
+    pub fn loss<'p>(&'p self, held: &'p [Slices]) -> impl Fn(Slices) -> f64 + 'p {
+        let before = self.value(held, None);
+        let taken: Slices = held.iter().copied().collect();
+        move |placed| {
+            let loss = match &self.form {
+                Form::Filling { usable, placements } => {
+                    self.waste(usable, placements, taken, placed)
+                }
+                _ => before - self.value(held, Some(placed)),
+            };
+            loss / self.scale
+        }
+    }
+
+    /// Slices that become useless, then free slices of the card, then the longest run left, then the placements left.
+    fn waste(
+        &self,
+        usable: &HashMap<Slices, u32>,
+        placements: &[Slices],
+        taken: Slices,
+        placed: Slices,
+    ) -> f64 {
+        let slices = u32::from(self.slices);
+        let of = |taken: Slices| f64::from(*usable.get(&taken).unwrap_or(&0));
+        let after = taken.union(placed);
+        let wasted = (of(taken) - of(after) - f64::from(placed.count())).max(0.0);
+        let free = f64::from(slices.saturating_sub(taken.count()));
+        let (mut run, mut longest) = (0, 0);
+        for slice in 0..self.slices {
+            let is_held = Slices::span(slice, 1).overlaps(after);
+            run = if is_held { 0 } else { run + 1 };
+            longest = longest.max(run);
+        }
+        let legal = placements.iter().filter(|window| !window.overlaps(after));
+        #[allow(clippy::cast_precision_loss, reason = "placements are few")]
+        let legal = legal.count() as f64 / (placements.len() + 1) as f64;
+        let left = (f64::from(longest) + legal) / f64::from(slices + 2);
+        wasted * f64::from(slices + 1) + free - left
     }
 
     /// The potential of a card on which these placements are live, and `more`.
     pub fn value(&self, held: &[Slices], more: Option<Slices>) -> f64 {
-        let windows: f64 = self
-            .terms
-            .iter()
-            .map(|term| {
-                let over = held
-                    .iter()
-                    .chain(&more)
-                    .filter(|slices| slices.overlaps(term.window));
-                term.weight
-                    * term
-                        .credit
-                        .powi(i32::try_from(over.count()).unwrap_or(i32::MAX))
-            })
-            .sum();
         let taken: Slices = held.iter().copied().chain(more).collect();
-        let slices = f64::from(self.slices.max(1));
-        let free = (slices - f64::from(taken.count())) / slices;
-        windows + self.kappa * free * free
+        let slices = u32::from(self.slices.max(1));
+        let free = slices.saturating_sub(taken.count());
+        match &self.form {
+            Form::Windows { terms, kappa } => {
+                let windows: f64 = terms
+                    .iter()
+                    .map(|term| {
+                        let all = held.iter().chain(&more);
+                        let over = all.filter(|slices| slices.overlaps(term.window));
+                        over.fold(term.weight, |weight, _| weight * term.credit)
+                    })
+                    .sum();
+                let share = f64::from(free) / f64::from(slices);
+                windows + kappa * share * share
+            }
+            Form::Blocked {
+                placements,
+                only_fitting,
+            } => {
+                let counted = placements
+                    .iter()
+                    .filter(|(window, size)| {
+                        window.overlaps(taken) && !(*only_fitting && *size > free)
+                    })
+                    .map(|(_, size)| size);
+                -f64::from(counted.sum::<u32>())
+            }
+            Form::Unusable { profiles } => {
+                let none = profiles
+                    .iter()
+                    .filter(|(_, windows)| windows.iter().all(|window| window.overlaps(taken)));
+                -f64::from(free) * none.map(|(part, _)| part).sum::<f64>()
+            }
+            Form::Filling { usable, .. } => f64::from(*usable.get(&taken).unwrap_or(&0)),
+        }
     }
 
     /// The potential of every state, by index.
     pub fn of_states(&self, layouts: &Layouts) -> Vec<f64> {
-        let slices = f64::from(layouts.slices.max(1));
+        let mut held = Vec::new();
         layouts
             .ids()
             .map(|state| {
-                let windows = (0u8..).zip(&self.terms).map(|(window, term)| {
-                    let over = layouts.over(state, window);
-                    term.weight * term.credit.powi(i32::try_from(over).unwrap_or(i32::MAX))
-                });
-                let free = f64::from(layouts.free(state)) / slices;
-                windows.sum::<f64>() + self.kappa * free * free
+                held.clear();
+                held.extend(layouts.windows_of(state));
+                self.value(&held, None)
             })
             .collect()
     }
+}
+
+/// The most slices that disjoint windows can still take, for each set of slices that a state holds.
+fn usable(layouts: &Layouts) -> HashMap<Slices, u32> {
+    let mut usable: HashMap<Slices, u32> = HashMap::new();
+    let mut sets: Vec<Slices> = layouts.ids().map(|state| layouts.held(state)).collect();
+    sets.sort_by_key(|set| std::cmp::Reverse(set.count()));
+    for set in sets {
+        let free = layouts.windows.iter().filter(|w| !w.overlaps(set));
+        let most = free.map(|w| w.count() + usable.get(&set.union(*w)).unwrap_or(&0));
+        let most = most.max().unwrap_or(0);
+        usable.insert(set, most);
+    }
+    usable
+}
+
+fn terms(layouts: &Layouts, weigh: impl Fn(Slices, Class, u32) -> (f64, f64)) -> Vec<Term> {
+    let mut terms: Vec<Term> = layouts
+        .windows
+        .iter()
+        .map(|&window| {
+            let (class, at) = place(window, layouts.slices);
+            let (weight, credit) = weigh(window, class, at);
+            Term {
+                window,
+                weight,
+                credit,
+            }
+        })
+        .collect();
+    let largest = terms
+        .iter()
+        .map(|term| term.weight)
+        .fold(f64::MIN_POSITIVE, f64::max);
+    for term in &mut terms {
+        term.weight /= largest;
+    }
+    terms
 }
 
 /// Class of a window, and its position in eighths of the card.
@@ -271,30 +419,36 @@ mod tests {
     use crate::fixtures;
 
     #[test]
-    fn a_table_over_states_says_the_same_as_the_formula() {
-        for model in [
-            fixtures::a100_80gb(),
-            fixtures::a30(),
-            fixtures::rtx_pro_6000(),
-        ] {
+    fn an_empty_card_is_worth_most() {
+        for model in fixtures::models() {
             let layouts = Layouts::new(&model).unwrap();
             let mix = Mix::unknown(layouts.offers.len());
-            for weighing in [Weighing::Demand, Weighing::Fixed] {
-                let potential = Potential::new(&layouts, weighing, &mix);
-                let table = potential.of_states(&layouts);
-                for (mask, value) in layouts.states.iter().zip(&table) {
-                    let windows = layouts.windows.iter().enumerate();
-                    let held: Vec<Slices> = windows
-                        .filter(|(at, _)| mask & 1 << at != 0)
-                        .map(|(_, w)| *w)
-                        .collect();
-                    assert!((potential.value(&held, None) - value).abs() < 1e-12);
-                }
-                assert!(
-                    table.iter().all(|value| *value <= table[0]),
-                    "an empty card is worth most"
-                );
+            for weighing in [Weighing::default(), Weighing::Fixed, Weighing::MfiAll] {
+                let table = Potential::new(&layouts, weighing, &mix).of_states(&layouts);
+                assert!(table.iter().all(|value| *value <= table[0]), "{weighing:?}");
             }
+        }
+    }
+
+    #[test]
+    fn filling_wastes_no_slice_and_opens_no_card() {
+        let layouts = Layouts::new(&fixtures::a100_80gb()).unwrap();
+        let mix = Mix::unknown(layouts.offers.len());
+        let filling = Potential::new(&layouts, Weighing::Filling, &mix);
+        let loss = |held: &[(u8, u8)], at: (u8, u8)| {
+            let held: Vec<Slices> = held.iter().map(|(s, n)| Slices::span(*s, *n)).collect();
+            filling.loss(&held)(Slices::span(at.0, at.1))
+        };
+        // A single at 6 makes slice 7 useless for ever.
+        assert!(loss(&[], (0, 1)) < loss(&[], (6, 1)));
+        // A fuller card is better than an empty one, but not at the price of a slice.
+        assert!(loss(&[(0, 4)], (4, 1)) < loss(&[], (0, 1)));
+        assert!(loss(&[(4, 2)], (0, 1)) < loss(&[(4, 2)], (6, 1)));
+        assert!(loss(&[], (0, 1)) < loss(&[(0, 4), (4, 2)], (6, 1)));
+        for model in fixtures::models() {
+            let layouts = Layouts::new(&model).unwrap();
+            let usable = usable(&layouts);
+            assert_eq!(usable[&Slices::EMPTY], u32::from(model.memory_slices));
         }
     }
 

@@ -55,7 +55,8 @@ pub struct Profile {
 }
 
 static MODELS: LazyLock<Vec<Model>> = LazyLock::new(|| {
-    serde_json::from_str(include_str!("../models.json")).expect("the table is checked by a test")
+    serde_json::from_str(include_str!("../../domain/models.json"))
+        .expect("the table is checked by a test")
 });
 
 /// All models.

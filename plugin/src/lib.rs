@@ -27,7 +27,7 @@ use daemon::{
     shutdown::{self, CancellationToken},
     tasks::{Tasks, until},
 };
-use domain::Demand;
+use domain::{Demand, Rule};
 use hyper::{Method, Request, Response, StatusCode, body::Incoming};
 use kube::ResourceExt;
 use prometheus_client::{
@@ -123,6 +123,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     let mut registry = daemon::metrics::registry("plugin");
     let metrics = Metrics::register(&mut registry);
     let cluster = Shared::default();
+    cluster.write().set_rule(config.placement.rule());
     let binder = Binder {
         client: client.clone(),
         cluster: cluster.clone(),
@@ -154,6 +155,9 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
             ),
         ),
     );
+    if binder.config.placement.rule() == Rule::Tuned {
+        tasks.spawn("tune", until(token.clone(), tune(binder.cluster.clone())));
+    }
     tasks.spawn("expire", {
         let binder = binder.clone();
         until(token.clone(), async move {
@@ -180,6 +184,26 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         }),
     );
     tasks.run().await
+}
+
+/// Chooses the weighing of each model anew every few minutes, by simulating the mix that is claimed.
+async fn tune(cluster: Shared) {
+    const EVERY: Duration = Duration::from_mins(5);
+    // Long enough after the start that the view is there.
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    loop {
+        let mixes = cluster.read().mixes();
+        for (model, layouts, mix) in mixes {
+            let tuned = move || domain::tune(&layouts, &mix.parts);
+            let Ok(weighing) = tokio::task::spawn_blocking(tuned).await else {
+                continue;
+            };
+            if cluster.write().set_weighing(&model, weighing) {
+                tracing::info!(model, ?weighing, "Weighs placements otherwise");
+            }
+        }
+        tokio::time::sleep(EVERY).await;
+    }
 }
 
 /// Spawns the tasks that keep the view: of pods, of inventories, and of the kubelets' offers.

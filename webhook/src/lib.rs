@@ -130,6 +130,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     let mut registry = daemon::metrics::registry("webhook");
     let metrics = Metrics::register(&mut registry);
     let cluster = Shared::default();
+    cluster.write().set_rule(config.placement.rule());
     let certificate = Certificate::empty();
     let settings = certs::Settings {
         namespace,

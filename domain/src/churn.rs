@@ -1,0 +1,193 @@
+//! A fleet of cards under arrivals and departures: what simulations, benchmarks and self-tuning run.
+
+use std::collections::{BinaryHeap, HashMap};
+
+use rand::{Rng, SeedableRng, rngs::SmallRng};
+
+use crate::{Fleet, Layouts, Placed};
+
+/// A pod of one device. Times are in whatever unit the caller counts.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Arrival {
+    /// When it comes.
+    pub at: f64,
+    /// How long it runs.
+    pub lifetime: f64,
+    /// Index of its profile in [`Layouts::offers`].
+    pub profile: usize,
+}
+
+/// What became of the pods, in memory slices.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Outcome {
+    /// Asked for.
+    pub asked: u64,
+    /// Given.
+    pub accepted: u64,
+    /// Pods that were given a device.
+    pub pods: u64,
+    /// Running devices that were moved to make room.
+    pub moves: u64,
+}
+
+impl Outcome {
+    /// Slices given by slices asked for, in percent.
+    #[allow(clippy::cast_precision_loss, reason = "slices are far below 2^52")]
+    pub fn percent(&self) -> f64 {
+        100.0 * self.accepted as f64 / self.asked.max(1) as f64
+    }
+}
+
+/// Poisson arrivals with exponential lifetimes of mean 1, in this mix and at this load: slices asked for at a time by all slices.
+pub fn poisson(
+    layouts: &Layouts,
+    mix: &[f64],
+    load: f64,
+    cards: u32,
+    count: u32,
+    seed: u64,
+) -> Vec<Arrival> {
+    let mut random = SmallRng::seed_from_u64(seed);
+    let sum: f64 = mix.iter().sum();
+    let sizes = layouts.offers.iter().map(|offer| f64::from(offer.size));
+    let mean: f64 = sizes.zip(mix).map(|(size, part)| size * part / sum).sum();
+    let rate = load * f64::from(layouts.slices) * f64::from(cards) / mean;
+    let exponential = |random: &mut SmallRng| -(1.0 - random.random::<f64>()).ln();
+    let mut at = 0.0;
+    (0..count)
+        .map(|_| {
+            at += exponential(&mut random) / rate;
+            let mut pick = random.random::<f64>() * sum;
+            let profile = mix.iter().position(|part| {
+                pick -= part;
+                pick < 0.0
+            });
+            Arrival {
+                at,
+                lifetime: exponential(&mut random),
+                profile: profile.unwrap_or(0),
+            }
+        })
+        .collect()
+}
+
+/// An end; the earliest is the largest.
+#[derive(Clone, Copy, Debug)]
+struct End(f64, usize);
+
+impl PartialEq for End {
+    fn eq(&self, other: &Self) -> bool {
+        self.cmp(other).is_eq()
+    }
+}
+impl Eq for End {}
+impl PartialOrd for End {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+impl Ord for End {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        other.0.total_cmp(&self.0).then(other.1.cmp(&self.1))
+    }
+}
+
+/// Pods that find no room are lost; the first `skip` are not counted. With `moves` one other device may be
+/// moved for a pod that would be lost.
+pub fn lossy(fleet: &mut Fleet<'_>, arrivals: &[Arrival], skip: usize, moves: bool) -> Outcome {
+    let layouts = fleet.layouts();
+    let mut ends: BinaryHeap<End> = BinaryHeap::new();
+    let mut live: Vec<Option<Placed>> = vec![None; arrivals.len()];
+    let mut holders: HashMap<Placed, usize> = HashMap::new();
+    let mut outcome = Outcome::default();
+    for (number, arrival) in arrivals.iter().enumerate() {
+        while let Some(End(at, pod)) = ends.peek().copied()
+            && at <= arrival.at
+        {
+            ends.pop();
+            if let Some(placed) = live[pod].take() {
+                fleet.remove(placed);
+                if moves {
+                    holders.remove(&placed);
+                }
+            }
+        }
+        let mut steps = 0;
+        let mut placed = fleet.place(arrival.profile);
+        if placed.is_none()
+            && moves
+            && let Some((found, other)) = fleet.place_by_move(arrival.profile)
+        {
+            if let Some(pod) = holders.remove(&other.from) {
+                live[pod] = Some(other.to);
+                holders.insert(other.to, pod);
+            }
+            steps = 1;
+            placed = Some(found);
+        }
+        if let Some(placed) = placed {
+            live[number] = Some(placed);
+            if moves {
+                holders.insert(placed, number);
+            }
+            ends.push(End(arrival.at + arrival.lifetime, number));
+        }
+        if number >= skip {
+            let size = u64::from(layouts.offers[arrival.profile].size);
+            outcome.asked += size;
+            if placed.is_some() {
+                outcome.accepted += size;
+                outcome.pods += 1;
+            }
+            outcome.moves += steps;
+        }
+    }
+    outcome
+}
+
+/// Pods wait until there is room, those that came first are tried first; how long each waited.
+///
+/// As kube-scheduler does it: a pod that does not fit holds up no other.
+pub fn waiting(fleet: &mut Fleet<'_>, arrivals: &[Arrival]) -> Vec<f64> {
+    let mut ends: BinaryHeap<End> = BinaryHeap::new();
+    let mut live: Vec<Option<Placed>> = vec![None; arrivals.len()];
+    let mut waits = vec![0.0; arrivals.len()];
+    let mut queue: Vec<usize> = Vec::new();
+    let mut next = 0;
+    loop {
+        let end = ends.peek().map(|end| end.0);
+        let now = match (end, arrivals.get(next)) {
+            (Some(at), arrival) if arrival.is_none_or(|arrival| at <= arrival.at) => {
+                if let Some(placed) = ends.pop().and_then(|end| live[end.1].take()) {
+                    fleet.remove(placed);
+                }
+                at
+            }
+            (_, Some(arrival)) => {
+                queue.push(next);
+                next += 1;
+                arrival.at
+            }
+            (_, None) => return waits,
+        };
+        let mut in_vain: Vec<usize> = Vec::new();
+        queue.retain(|&pod| {
+            let Arrival {
+                at,
+                lifetime,
+                profile,
+            } = arrivals[pod];
+            if in_vain.contains(&profile) {
+                return true;
+            }
+            live[pod] = fleet.place(profile);
+            if live[pod].is_none() {
+                in_vain.push(profile);
+                return true;
+            }
+            waits[pod] = now - at;
+            ends.push(End(now + lifetime, pod));
+            false
+        });
+    }
+}
