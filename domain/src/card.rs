@@ -1,5 +1,7 @@
 //! A card as the scheduler sees it: what it offers, what is held, and what a placement costs its future.
 
+use std::borrow::Cow;
+
 use crate::{Gpu, Model, Offer, Potential, ShareUse, Slices};
 
 /// A card with all that is held of it, by claims and by instances that cannot be given away.
@@ -13,6 +15,8 @@ pub struct Card<'a> {
     potential: Option<&'a Potential>,
     /// Placements that are held; no placement is named twice.
     held: Vec<Slices>,
+    /// The profile on each of them.
+    profiles: Vec<Cow<'a, str>>,
     /// Software shares that are held.
     pub shares: ShareUse,
 }
@@ -34,14 +38,16 @@ impl<'a> Card<'a> {
             model,
             potential,
             held: Vec::new(),
+            profiles: Vec::new(),
             shares: ShareUse::default(),
         }
     }
 
     /// Holds a placement; one that is held already stays as it is.
-    pub fn hold(&mut self, slices: Slices) {
+    pub fn hold(&mut self, slices: Slices, profile: impl Into<Cow<'a, str>>) {
         if !self.held.contains(&slices) {
             self.held.push(slices);
+            self.profiles.push(profile.into());
         }
     }
 
@@ -49,7 +55,13 @@ impl<'a> Card<'a> {
     pub(crate) fn undo(&mut self, slices: Slices) {
         if let Some(at) = self.held.iter().rposition(|held| *held == slices) {
             self.held.remove(at);
+            self.profiles.remove(at);
         }
+    }
+
+    /// The profiles of the placements that are held.
+    pub(crate) fn profiles(&self) -> impl Iterator<Item = &str> {
+        self.profiles.iter().map(AsRef::as_ref)
     }
 
     /// All slices that are held.
@@ -122,7 +134,7 @@ mod tests {
         let potential = Potential::new(&layouts, Weighing::default(), &mix);
         let mut card = Card::new(&status.gpus[0], model, Some(&potential));
         for (start, size) in held {
-            card.hold(Slices::span(*start, *size));
+            card.hold(Slices::span(*start, *size), "");
         }
         let offers: Vec<_> = profiles.iter().map(|p| model.offer(p).unwrap()).collect();
         card.candidates(&offers)

@@ -189,6 +189,20 @@ impl Cluster {
         Some(holder.node)
     }
 
+    /// Forgets a pod and the instances that it has, as after its end.
+    pub(crate) fn end(&mut self, uid: &str) {
+        let Some(node) = self.remove_pod(uid) else {
+            return;
+        };
+        if let Some(status) = self.nodes.get_mut(&node) {
+            for gpu in &mut status.gpus {
+                gpu.instances
+                    .retain(|instance| instance.pod_uid.as_deref() != Some(uid));
+            }
+        }
+        self.count(&node);
+    }
+
     /// Keeps only these pods, as after a fresh list; assumed claims stay.
     pub fn retain_pods(&mut self, seen: &BTreeSet<PodUid>) {
         let gone: Vec<_> = self
@@ -311,6 +325,11 @@ impl Cluster {
     /// A slot is free only when no claim holds it *and* no instance in use, foreign or quarantined
     /// stands on it: a deleted pod's instance holds its slices until the agent says that it is idle.
     pub fn cards(&self, node: &str) -> Vec<Card<'_>> {
+        self.cards_without(node, &BTreeSet::new())
+    }
+
+    /// The same as if these pods were gone, and their instances with them.
+    fn cards_without(&self, node: &str, gone: &BTreeSet<&str>) -> Vec<Card<'_>> {
         let Some(status) = self.nodes.get(node) else {
             return vec![];
         };
@@ -319,6 +338,7 @@ impl Cluster {
                 .get(node)
                 .into_iter()
                 .flatten()
+                .filter(|uid| !gone.contains(uid.as_str()))
                 .filter_map(|uid| self.pods.get(uid))
         };
         status
@@ -329,13 +349,17 @@ impl Cluster {
                 let weighed = self.weighed.iter().find(|known| known.model == *model);
                 let mut card = Card::new(gpu, model, weighed.map(Weighed::potential));
                 for instance in &gpu.instances {
-                    if instance.state != InstanceState::Idle {
-                        card.hold(instance.slices());
+                    let goes = instance
+                        .pod_uid
+                        .as_deref()
+                        .is_some_and(|uid| gone.contains(uid));
+                    if instance.state != InstanceState::Idle && !goes {
+                        card.hold(instance.slices(), &instance.profile);
                     }
                 }
                 for holder in holders() {
                     for slot in holder.claim.slots().filter(|slot| slot.gpu == gpu.uuid) {
-                        card.hold(slot.slices());
+                        card.hold(slot.slices(), &slot.profile);
                     }
                     card.shares = card.shares.plus(holder.claim.share_use(&gpu.uuid));
                 }
@@ -355,9 +379,29 @@ impl Cluster {
         plan(&self.cards(node), demand, config)
     }
 
+    /// Plans a demand on a node as if these pods were gone.
+    ///
+    /// # Errors
+    /// The [`Refusal`] names the scarce thing.
+    pub fn plan_without(
+        &self,
+        node: &str,
+        demand: &Demand,
+        config: &Config,
+        gone: &BTreeSet<&str>,
+    ) -> Result<Plan, Refusal> {
+        plan(&self.cards_without(node, gone), demand, config)
+    }
+
+    /// The pods that hold something of a node, by UID.
+    pub fn pods_on(&self, node: &str) -> impl Iterator<Item = &str> {
+        let pods = self.by_node.get(node).into_iter().flatten();
+        pods.map(String::as_str)
+    }
+
     /// Plans a demand on each of the nodes that can take it, the best first.
     ///
-    /// Order: how well the mode suits, the pod's wish for binpack or spread, the loss of future
+    /// Order: how well the mode suits, no larger size than needed, the pod's wish for binpack or spread, the loss of future
     /// capacity, the webhook's hint, the name.
     pub fn rank<'n>(
         &self,
@@ -385,6 +429,7 @@ impl Cluster {
             a.plan
                 .suitability
                 .cmp(&b.plan.suitability)
+                .then(a.plan.larger.cmp(&b.plan.larger))
                 .then(wish(&a.plan).total_cmp(&wish(&b.plan)))
                 .then(a.plan.loss.total_cmp(&b.plan.loss))
                 .then(hinted(a).cmp(&hinted(b)))
@@ -413,6 +458,7 @@ mod tests {
             node_policy: None,
             gpu_policy: None,
             hint: None,
+            allow_larger: false,
         }
     }
 
@@ -445,6 +491,72 @@ mod tests {
         cluster.remove_node("b");
         cluster.remove_node("c");
         assert_ne!(start(&cluster), 0);
+    }
+
+    #[test]
+    fn cards_are_kept_to_the_known_geometries_in_their_order_until_their_instances_fit_another() {
+        let config: Config = serde_json::from_str(
+            r#"{"knownMigGeometries":[{"models":["A100-SXM4-80GB"],"allowedGeometries":[
+                [{"name":"2g.20gb","count":3},{"name":"1g.10gb","count":1}],
+                [{"name":"3g.40gb","count":2}]]}]}"#,
+        )
+        .unwrap();
+        let mut cluster = Cluster::default();
+        let node = fixtures::node("n", &fixtures::a100_80gb(), 1, VgpuMode::Mig);
+        cluster.apply_node("n", node);
+        let place = |cluster: &mut Cluster, uid: &str, mib| {
+            let plan = cluster.plan("n", &one(mib), &config)?;
+            let slot = plan.claim.slots().next().unwrap().clone();
+            cluster.apply_pod(uid, "n", plan.claim);
+            Ok::<_, Refusal>((slot.profile, slot.start))
+        };
+        let single = place(&mut cluster, "a", 8_000).unwrap();
+        assert_eq!(
+            single,
+            ("1g.10gb".to_owned(), 6),
+            "where the three 2g.20gb still fit"
+        );
+        let refusal = place(&mut cluster, "b", 8_000).unwrap_err().to_string();
+        assert!(refusal.contains("would fit now: 2g.20gb"), "{refusal}");
+        assert!(
+            place(&mut cluster, "c", 40_000).is_err(),
+            "that is another geometry"
+        );
+        cluster.remove_pod("a");
+        assert_eq!(place(&mut cluster, "c", 40_000).unwrap().0, "3g.40gb");
+        let lasting = place(&mut cluster, "d", 80_000).unwrap_err();
+        assert!(lasting.is_lasting(), "no geometry has 7g.80gb: {lasting}");
+    }
+
+    #[test]
+    fn a_larger_size_is_given_only_where_allowed_and_the_right_one_is_full() {
+        let mut cluster = Cluster::default();
+        let node = fixtures::node("n", &fixtures::a30(), 1, VgpuMode::Mig);
+        cluster.apply_node("n", node);
+        // Singles everywhere but on one pair.
+        let mut config = Config::default();
+        config.known_mig_geometries = serde_json::from_str(
+            r#"[{"models":["A30"],"allowedGeometries":[[{"name":"1g.6gb","count":2},{"name":"2g.12gb","count":1}]]}]"#,
+        )
+        .unwrap();
+        for uid in ["a", "b"] {
+            let plan = cluster.plan("n", &one(5_000), &config).unwrap();
+            assert_eq!(
+                (plan.larger, plan.claim.slots().next().unwrap().size),
+                (0, 1)
+            );
+            cluster.apply_pod(uid, "n", plan.claim);
+        }
+        assert!(cluster.plan("n", &one(5_000), &config).is_err());
+        let larger = Demand {
+            allow_larger: true,
+            ..one(5_000)
+        };
+        let plan = cluster.plan("n", &larger, &config).unwrap();
+        assert_eq!(
+            (plan.larger, plan.claim.slots().next().unwrap().size),
+            (1, 2)
+        );
     }
 
     #[test]

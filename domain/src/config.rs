@@ -2,7 +2,7 @@
 
 use serde::Deserialize;
 
-use crate::{Rule, VgpuMode};
+use crate::{Model, Offer, Rule, VgpuMode};
 
 /// The `nvidia` block of the configuration file; every field may be left out.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -28,6 +28,11 @@ pub struct Config {
     /// Whether a request up to the size in a profile's name is served by it, although the card gives
     /// a little less: 10240 MiB by `1g.10gb`, which has 9,728 on an A100.
     pub nominal_memory: bool,
+    /// Whether a pod that does not say (`nvidia.com/allow-larger-memory`) may get a larger memory size
+    /// where every place for the smallest sufficient one is taken.
+    pub allow_larger_memory: bool,
+    /// Layouts that cards of the listed models are kept to; every legal layout for the others.
+    pub known_mig_geometries: Vec<KnownGeometries>,
     /// By which rule placements are chosen: `demand`, `tuned`, `fixed`, `mfi`, `mfi-all` or `fgd`.
     pub placement: Placement,
     /// Settings of single nodes.
@@ -84,6 +89,47 @@ pub struct FilterDevices {
     pub index: Vec<u32>,
 }
 
+/// The layouts of some models, in the order in which they are tried; as in `HAMi`'s `knownMigGeometries`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+pub struct KnownGeometries {
+    /// Parts of NVML's names: `A100-SXM4-80GB`, `A30`. Blanks and hyphens are the same; letter case does not matter.
+    pub models: Vec<String>,
+    /// The layouts.
+    pub allowed_geometries: Vec<Geometry>,
+}
+
+/// How many instances of which profiles a card is cut into.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(transparent)]
+pub struct Geometry(pub Vec<GeometryInstances>);
+
+/// Instances of one profile in a [`Geometry`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GeometryInstances {
+    /// The profile, `1g.10gb`.
+    pub name: String,
+    /// How many.
+    pub count: u32,
+    /// Read for compatibility; NVML tells.
+    #[serde(default)]
+    pub core: u32,
+    /// Read for compatibility; NVML tells.
+    #[serde(default)]
+    pub memory: u64,
+}
+
+impl Geometry {
+    /// The offers of its instances, each as often as it occurs. What the card does not offer is left out.
+    pub fn offers<'m>(&self, model: &'m Model) -> Vec<&'m Offer> {
+        let all = self.0.iter();
+        all.filter_map(|instances| Some((model.offer(&instances.name)?, instances.count)))
+            .flat_map(|(offer, count)| (0..count).map(move |_| offer))
+            .collect()
+    }
+}
+
 impl Default for Config {
     fn default() -> Self {
         Self {
@@ -96,6 +142,8 @@ impl Default for Config {
             default_gpu_num: 1,
             device_split_count: 10,
             nominal_memory: true,
+            allow_larger_memory: false,
+            known_mig_geometries: vec![],
             placement: Placement::default(),
             nodeconfig: vec![],
         }
@@ -112,6 +160,32 @@ impl Config {
             .unwrap_or_default()
     }
 
+    /// The layouts that a model's cards are kept to, in order; `None`: every legal one.
+    ///
+    /// Of entries that match the one with the longest name counts: `H20` is no `H200`.
+    pub fn geometries(&self, model: &Model) -> Option<Vec<&Geometry>> {
+        if self.known_mig_geometries.is_empty() {
+            return None;
+        }
+        let name = plain(&model.name);
+        let names = |name_of: &str| {
+            let part = plain(name_of);
+            let whole = |at: usize| {
+                let after = name[at + part.len()..].chars().next();
+                let before = name[..at].chars().next_back();
+                let apart = |c: Option<char>| c.is_none_or(|c| !c.is_ascii_alphanumeric());
+                apart(before) && apart(after)
+            };
+            !part.is_empty() && name.match_indices(&part).any(|(at, _)| whole(at))
+        };
+        let all = self.known_mig_geometries.iter();
+        let matching = all.flat_map(|known| known.models.iter().map(move |name| (name, known)));
+        let (_, known) = matching
+            .filter(|(part, _)| names(part))
+            .max_by_key(|(part, _)| part.len())?;
+        Some(known.allowed_geometries.iter().collect())
+    }
+
     /// The four resource names.
     pub fn resource_names(&self) -> [&str; 4] {
         [
@@ -123,9 +197,35 @@ impl Config {
     }
 }
 
+/// Lower case, blanks as hyphens.
+fn plain(name: &str) -> String {
+    name.to_lowercase().replace([' ', '_'], "-")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fixtures;
+
+    #[test]
+    fn geometries_are_those_of_the_longest_name_that_matches() {
+        let config: Config = serde_json::from_str(
+            r#"{"knownMigGeometries":[
+                {"models":["H20","A100 SXM4 80GB"],"allowedGeometries":[[{"name":"1g.10gb","core":14,"memory":10240,"count":7}]]},
+                {"models":["A100"],"allowedGeometries":[]}]}"#,
+        )
+        .unwrap();
+        let known = |model: Model| config.geometries(&model).map(|known| known.len());
+        assert_eq!(known(fixtures::a100_80gb()), Some(1));
+        assert_eq!(known(fixtures::model("a100-40gb").unwrap()), Some(0));
+        assert_eq!(
+            known(fixtures::model("h200").unwrap()),
+            None,
+            "H20 is another card"
+        );
+        let only = &config.known_mig_geometries[0].allowed_geometries[0];
+        assert_eq!(only.offers(&fixtures::a100_80gb()).len(), 7);
+    }
 
     #[test]
     fn the_rule_of_placement_is_one_that_weighs_states() {

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use crate::{
     Config, VgpuMode,
     keys::{
-        GPU_POLICY, NODE, NODE_POLICY, NOUSE_GPUTYPE, NOUSE_GPUUUID, USE_GPUTYPE, USE_GPUUUID,
-        VGPU_MODE, VGPU_MODE_BY,
+        ALLOW_LARGER, GPU_POLICY, NODE, NODE_POLICY, NOUSE_GPUTYPE, NOUSE_GPUUUID, USE_GPUTYPE,
+        USE_GPUUUID, VGPU_MODE, VGPU_MODE_BY,
     },
 };
 
@@ -95,6 +95,8 @@ pub struct Demand {
     pub gpu_policy: Option<Policy>,
     /// The node that the webhook hinted at.
     pub hint: Option<String>,
+    /// Whether a device may have a larger memory size than the smallest sufficient one when that is full.
+    pub allow_larger: bool,
 }
 
 /// Which cards a pod accepts, by the annotations `use-gputype`, `nouse-gputype`, `use-gpuuuid` and `nouse-gpuuuid`.
@@ -150,6 +152,14 @@ pub enum DemandError {
         /// Name of the counting resource.
         count: String,
     },
+    /// Neither yes nor no.
+    #[error("annotation {key}: {value:?} is neither \"true\" nor \"false\"")]
+    Switch {
+        /// The annotation.
+        key: &'static str,
+        /// As written.
+        value: String,
+    },
     /// A policy that is none.
     #[error("annotation {key}: {value:?} is no policy; write \"binpack\" or \"spread\"")]
     Policy {
@@ -196,6 +206,17 @@ impl Demand {
             node_policy: policy(NODE_POLICY, annotation(NODE_POLICY))?,
             gpu_policy: policy(GPU_POLICY, annotation(GPU_POLICY))?,
             hint: annotation(NODE).map(str::to_owned),
+            allow_larger: match annotation(ALLOW_LARGER) {
+                None => config.allow_larger_memory,
+                Some("true") => true,
+                Some("false") => false,
+                Some(other) => {
+                    return Err(DemandError::Switch {
+                        key: ALLOW_LARGER,
+                        value: other.to_owned(),
+                    });
+                }
+            },
         }))
     }
 }

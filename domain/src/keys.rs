@@ -10,6 +10,8 @@ pub const NOUSE_GPUTYPE: &str = "nvidia.com/nouse-gputype";
 pub const USE_GPUUUID: &str = "nvidia.com/use-gpuuuid";
 /// Pod annotation: none of these cards (comma list of UUIDs), as in `HAMi`.
 pub const NOUSE_GPUUUID: &str = "nvidia.com/nouse-gpuuuid";
+/// Pod annotation: `true`: where every place for the smallest sufficient memory size is taken, a larger one will do.
+pub const ALLOW_LARGER: &str = "nvidia.com/allow-larger-memory";
 /// Pod annotation: `binpack` or `spread` over nodes, as in `HAMi`.
 pub const NODE_POLICY: &str = "hami.io/node-scheduler-policy";
 /// Pod annotation: `binpack` or `spread` over the GPUs of a node, as in `HAMi`.

@@ -29,6 +29,7 @@ mod potential;
 mod properties;
 mod refusal;
 pub mod repack;
+mod room;
 mod slices;
 mod status;
 mod tuning;
@@ -36,7 +37,9 @@ mod tuning;
 pub use card::Card;
 pub use claim::{Claim, ClaimError, ClaimedDevice, ContainerClaim, Share, ShareUse, Slot};
 pub use cluster::{Choice, Cluster, PodUid};
-pub use config::{Config, FilterDevices, NodeConfig, Placement};
+pub use config::{
+    Config, FilterDevices, Geometry, GeometryInstances, KnownGeometries, NodeConfig, Placement,
+};
 pub use demand::{
     CardSelector, ContainerDemand, ContainerKind, ContainerRequest, Demand, DemandError, Memory,
     PodRequest, Policy,
@@ -47,7 +50,8 @@ pub use layouts::{Layouts, StateId, WindowId};
 pub use mode::{UnknownMode, VgpuMode};
 pub use placement::{Plan, Suitability, plan};
 pub use potential::{Mix, Parameters, Potential, Weighing};
-pub use refusal::Refusal;
+pub use refusal::{Needs, Refusal};
+pub use room::{Room, Victim, room, victims};
 pub use slices::Slices;
 pub use status::{Condition, GpuNodeStatus};
 pub use tuning::tune;

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use crate::{
     Card, Claim, ClaimedDevice, Config, ContainerClaim, ContainerDemand, ContainerKind, Demand,
-    Memory, Model, Offer, Policy, Refusal, Share, Slices, Slot, VgpuMode, card::Candidate,
+    Geometry, InstanceState, Memory, Model, Needs, Offer, Policy, Refusal, Share, Slices, Slot,
+    VgpuMode, card::Candidate,
 };
 
 /// How a node would serve a demand.
@@ -16,6 +17,8 @@ pub struct Plan {
     pub mode: VgpuMode,
     /// How well the mode suits the request; lower is better.
     pub suitability: Suitability,
+    /// Devices that are of a larger memory size than the smallest sufficient one, because that is full.
+    pub larger: u32,
     /// Future capacity that the plan destroys, in cards.
     pub loss: f64,
     /// The part of the node's cards that is held already, 0 to 1.
@@ -39,7 +42,8 @@ const SEARCH_STEPS: u32 = 20_000;
 /// Plans the demand on a node with these cards.
 ///
 /// Deterministic: the same cards in the same order give the same plan. Running instances are never
-/// moved; a larger memory size than the smallest sufficient one is never taken.
+/// moved; a larger memory size than the smallest sufficient one is taken only where the pod or the
+/// settings allow it, and no card of the node has room for the right one.
 ///
 /// # Errors
 /// The [`Refusal`] names the scarce thing.
@@ -98,6 +102,19 @@ struct Need {
     device: usize,
 }
 
+/// One way to place one device.
+struct Choice {
+    /// MiB above the smallest sufficient size.
+    larger: u64,
+    /// Which of the known geometries it takes the card to.
+    geometry: usize,
+    /// The wish for fuller or emptier cards, lower is better.
+    order: f64,
+    loss: f64,
+    card: usize,
+    device: ClaimedDevice,
+}
+
 /// The state of one planning: the cards with what this pod takes of them so far.
 struct Search<'a> {
     cards: Vec<Card<'a>>,
@@ -106,6 +123,7 @@ struct Search<'a> {
     mode: VgpuMode,
     placed: BTreeMap<(usize, usize), ClaimedDevice>,
     loss: f64,
+    larger: u32,
     steps: u32,
 }
 
@@ -118,6 +136,7 @@ impl<'a> Search<'a> {
             mode,
             placed: BTreeMap::new(),
             loss: 0.0,
+            larger: 0,
             steps: 0,
         }
     }
@@ -203,20 +222,18 @@ impl<'a> Search<'a> {
             .iter()
             .map(|card| match self.mode {
                 VgpuMode::HamiCore => card.model.memory_mib,
-                VgpuMode::Mig => card
-                    .model
-                    .offers
-                    .iter()
-                    .map(|o| o.memory_mib)
-                    .max()
-                    .unwrap_or(0),
+                VgpuMode::Mig => {
+                    let offers = card.model.offers.iter();
+                    let usable = offers.filter(|o| self.is_in_a_geometry(card.model, o));
+                    usable.map(|o| o.memory_mib).max().unwrap_or(0)
+                }
             })
             .max()
             .unwrap_or(0)
     }
 
     fn has_memory(&self, demand: &ContainerDemand, model: &Model, offer: &Offer) -> bool {
-        if !offer.is_plain() {
+        if !offer.is_plain() || !self.is_in_a_geometry(model, offer) {
             return false;
         }
         let asked = match demand.memory {
@@ -228,20 +245,29 @@ impl<'a> Search<'a> {
             || (self.config.nominal_memory && offer.nominal_mib().is_some_and(|mib| mib >= asked))
     }
 
+    /// Whether the settings let the model's cards be cut so that such an instance is among the pieces.
+    fn is_in_a_geometry(&self, model: &Model, offer: &Offer) -> bool {
+        let known = self.config.geometries(model);
+        known.is_none_or(|known| {
+            let names = |geometry: &&Geometry| geometry.0.iter().any(|i| i.name == offer.profile);
+            known.iter().any(names)
+        })
+    }
+
+    /// The offers that serve the demand, of any memory size.
+    fn sufficient(&self, demand: &ContainerDemand, model: &'a Model) -> Vec<&'a Offer> {
+        let enough = |offer: &&Offer| {
+            self.has_memory(demand, model, offer) && model.cores_percent(offer) >= demand.cores
+        };
+        model.offers.iter().filter(enough).collect()
+    }
+
     /// The offers that serve the demand with the smallest sufficient memory size.
     fn offers(&self, demand: &ContainerDemand, model: &'a Model) -> Vec<&'a Offer> {
-        let enough: Vec<_> = model
-            .offers
-            .iter()
-            .filter(|offer| {
-                self.has_memory(demand, model, offer) && model.cores_percent(offer) >= demand.cores
-            })
-            .collect();
+        let mut enough = self.sufficient(demand, model);
         let smallest = enough.iter().map(|offer| offer.memory_mib).min();
+        enough.retain(|offer| Some(offer.memory_mib) == smallest);
         enough
-            .into_iter()
-            .filter(|offer| Some(offer.memory_mib) == smallest)
-            .collect()
     }
 
     fn smallest_mib(&self, demand: &ContainerDemand) -> u64 {
@@ -260,7 +286,14 @@ impl<'a> Search<'a> {
         let Some((need, rest)) = needs.split_first() else {
             return true;
         };
-        for (card, device, loss) in self.choices(*need) {
+        for Choice {
+            card,
+            device,
+            loss,
+            larger,
+            ..
+        } in self.choices(*need)
+        {
             self.steps += 1;
             if self.steps > SEARCH_STEPS {
                 return false;
@@ -269,10 +302,12 @@ impl<'a> Search<'a> {
             self.placed
                 .insert((need.container, need.device), device.clone());
             self.loss += loss;
+            self.larger += u32::from(larger > 0);
             if self.search(rest) {
                 return true;
             }
             self.loss -= loss;
+            self.larger -= u32::from(larger > 0);
             self.placed.remove(&(need.container, need.device));
             self.give_back(card, &device);
         }
@@ -280,9 +315,9 @@ impl<'a> Search<'a> {
     }
 
     /// Every way to place one device, best first.
-    fn choices(&self, need: Need) -> Vec<(usize, ClaimedDevice, f64)> {
+    fn choices(&self, need: Need) -> Vec<Choice> {
         let demand = &self.demand.containers[need.container];
-        let mut choices: Vec<(f64, f64, usize, ClaimedDevice)> = Vec::new();
+        let mut choices: Vec<Choice> = Vec::new();
         for (at, card) in self.cards.iter().enumerate() {
             let order = match self.demand.gpu_policy {
                 Some(Policy::Binpack) => -card.used(),
@@ -291,10 +326,29 @@ impl<'a> Search<'a> {
             };
             match self.mode {
                 VgpuMode::Mig => {
-                    let offers = self.offers(demand, card.model);
+                    let right = self.offers(demand, card.model);
+                    let smallest = right.first().map_or(0, |offer| offer.memory_mib);
+                    let offers = if self.demand.allow_larger {
+                        self.sufficient(demand, card.model)
+                    } else {
+                        right
+                    };
+                    let geometries = self.config.geometries(card.model);
                     for candidate in card.candidates(&offers) {
-                        let device = ClaimedDevice::Mig(slot(card, &candidate));
-                        choices.push((order, candidate.loss, at, device));
+                        let geometry = match &geometries {
+                            Some(known) => first_geometry(known, card, &candidate),
+                            None => Some(0),
+                        };
+                        if let Some(geometry) = geometry {
+                            choices.push(Choice {
+                                larger: candidate.offer.memory_mib.saturating_sub(smallest),
+                                geometry,
+                                order,
+                                loss: candidate.loss,
+                                card: at,
+                                device: ClaimedDevice::Mig(slot(card, &candidate)),
+                            });
+                        }
                     }
                 }
                 VgpuMode::HamiCore => {
@@ -306,26 +360,33 @@ impl<'a> Search<'a> {
                         let part = part_of_card(&share, card.model);
                         // Without a wish the fullest card first: whole cards stay free.
                         let loss = part * (2.0 - card.used());
-                        choices.push((order, loss, at, ClaimedDevice::HamiCore(share)));
+                        choices.push(Choice {
+                            larger: 0,
+                            geometry: 0,
+                            order,
+                            loss,
+                            card: at,
+                            device: ClaimedDevice::HamiCore(share),
+                        });
                     }
                 }
             }
         }
         choices.sort_by(|a, b| {
-            a.0.total_cmp(&b.0)
-                .then(a.1.total_cmp(&b.1))
-                .then(a.2.cmp(&b.2))
+            a.larger
+                .cmp(&b.larger)
+                .then(a.order.total_cmp(&b.order))
+                .then(a.geometry.cmp(&b.geometry))
+                .then(a.loss.total_cmp(&b.loss))
+                .then(a.card.cmp(&b.card))
         });
         choices
-            .into_iter()
-            .map(|(_, loss, card, device)| (card, device, loss))
-            .collect()
     }
 
     fn take(&mut self, card: usize, device: &ClaimedDevice) {
         let card = &mut self.cards[card];
         match device {
-            ClaimedDevice::Mig(slot) => card.hold(slot.slices()),
+            ClaimedDevice::Mig(slot) => card.hold(slot.slices(), slot.profile.clone()),
             ClaimedDevice::HamiCore(share) => {
                 card.shares.shares += 1;
                 card.shares.mem += share.mem;
@@ -412,23 +473,25 @@ impl<'a> Search<'a> {
                     mode: self.mode,
                     placed: self.placed.clone(),
                     loss: 0.0,
+                    larger: 0,
                     steps: 0,
                 };
                 let best = own
                     .choices(need)
                     .into_iter()
                     .min_by(|a, b| {
-                        self.new_slices(&a.1)
-                            .cmp(&self.new_slices(&b.1))
-                            .then(a.2.total_cmp(&b.2))
+                        let new = |choice: &Choice| self.new_slices(&choice.device);
+                        a.larger
+                            .cmp(&b.larger)
+                            .then(new(a).cmp(&new(b)))
+                            .then(a.loss.total_cmp(&b.loss))
                     })
                     .ok_or_else(|| own.occupied(&[need]))?;
-                self.loss += if self.new_slices(&best.1) == 0 {
-                    0.0
-                } else {
-                    best.2
-                };
-                best.1
+                self.larger += u32::from(best.larger > 0);
+                if self.new_slices(&best.device) > 0 {
+                    self.loss += best.loss;
+                }
+                best.device
             };
             if let Some(card) = beside.iter_mut().find(|card| card.gpu.uuid == device.gpu()) {
                 hold(card, &device);
@@ -439,7 +502,7 @@ impl<'a> Search<'a> {
                 .find(|card| card.gpu.uuid == device.gpu())
                 && let ClaimedDevice::Mig(slot) = &device
             {
-                card.hold(slot.slices());
+                card.hold(slot.slices(), slot.profile.clone());
             }
             self.placed.insert((at, index), device);
         }
@@ -507,6 +570,7 @@ impl<'a> Search<'a> {
                 VgpuMode::Mig if closest >= 0.5 => Suitability::CloseInstance,
                 VgpuMode::Mig => Suitability::LooseInstance,
             },
+            larger: self.larger,
             loss: self.loss,
             used: 0.0,
         }
@@ -519,7 +583,7 @@ impl<'a> Search<'a> {
             *counted.entry(need.container).or_default() += 1;
         }
         let mut wanted = Vec::new();
-        let mut fragmented = false;
+        let mut needs: Option<Needs> = None;
         for (container, count) in counted {
             let demand = &self.demand.containers[container];
             let what = match self.mode {
@@ -532,20 +596,10 @@ impl<'a> Search<'a> {
                         .collect();
                     names.sort();
                     names.dedup();
-                    fragmented |= self.cards.iter().any(|card| {
-                        let free = u32::from(card.model.memory_slices)
-                            - card
-                                .slices()
-                                .count()
-                                .min(u32::from(card.model.memory_slices));
-                        self.offers(demand, card.model)
-                            .first()
-                            .is_some_and(|offer| free >= u32::from(offer.size))
-                            && self
-                                .offers(demand, card.model)
-                                .iter()
-                                .all(|o| card.free_starts(o).next().is_none())
-                    });
+                    let fragmented = self.cards.iter();
+                    needs = needs.or(fragmented
+                        .filter_map(|card| self.needs_of(demand, card))
+                        .min_by_key(|needs| needs.holders.len()));
                     names.join(" or ")
                 }
                 VgpuMode::HamiCore => format!("{} MiB", self.smallest_mib(demand)),
@@ -563,9 +617,46 @@ impl<'a> Search<'a> {
         Refusal::Occupied {
             wanted: wanted.join(" + "),
             // Where no profile may start at all the card is full: its last slice has no compute slice.
-            fragmented: fragmented && fits.is_some(),
+            needs: needs.filter(|_| fits.is_some()),
             fits,
         }
+    }
+
+    /// What the demand needs of a card that has as many free slices, but not side by side where they must be.
+    fn needs_of(&self, demand: &ContainerDemand, card: &Card<'a>) -> Option<Needs> {
+        let held = card.slices();
+        let free = u32::from(card.model.memory_slices).saturating_sub(held.count());
+        let offers = self.offers(demand, card.model);
+        let size = offers.first()?.size;
+        let blocked = offers.iter().all(|o| card.free_starts(o).next().is_none());
+        if !blocked || free < u32::from(size) {
+            return None;
+        }
+        let mut starts: Vec<u8> = offers.iter().flat_map(|o| o.starts.clone()).collect();
+        starts.sort_unstable();
+        starts.dedup();
+        let in_the_way = |window: Slices| -> Vec<String> {
+            let live = card.gpu.instances.iter();
+            let live =
+                live.filter(|i| i.state != InstanceState::Idle && i.slices().overlaps(window));
+            let mut names: Vec<String> = live
+                .map(|instance| match (&instance.pod, instance.state) {
+                    (Some(pod), _) => pod.clone(),
+                    (None, InstanceState::Quarantined) => "a quarantined instance".to_owned(),
+                    (None, _) => "a foreign instance".to_owned(),
+                })
+                .collect();
+            names.sort();
+            names.dedup();
+            names
+        };
+        let windows = starts.iter().map(|start| Slices::span(*start, size));
+        let holders = windows.map(in_the_way).min_by_key(Vec::len);
+        Some(Needs {
+            slices: size,
+            starts,
+            holders: holders.unwrap_or_default(),
+        })
     }
 
     /// The largest single device that would fit now, in words.
@@ -576,7 +667,13 @@ impl<'a> Search<'a> {
                 .iter()
                 .flat_map(|card| card.model.offers.iter().map(move |offer| (card, offer)))
                 .filter(|(card, offer)| {
-                    offer.is_plain() && card.free_starts(offer).next().is_some()
+                    let known = self.config.geometries(card.model);
+                    let allowed = |candidate: &Candidate<'_>| {
+                        known
+                            .as_ref()
+                            .is_none_or(|known| first_geometry(known, card, candidate).is_some())
+                    };
+                    offer.is_plain() && card.candidates(&[offer]).iter().any(allowed)
                 })
                 .max_by_key(|(_, offer)| (offer.memory_mib, offer.multiprocessors))
                 .map(|(_, offer)| format!("{}, {} MiB", offer.profile, offer.memory_mib)),
@@ -592,9 +689,42 @@ impl<'a> Search<'a> {
     }
 }
 
+/// The first of the known geometries to which the card can still be brought after the placement.
+fn first_geometry(
+    known: &[&Geometry],
+    card: &Card<'_>,
+    candidate: &Candidate<'_>,
+) -> Option<usize> {
+    let taken = card
+        .slices()
+        .union(Slices::span(candidate.start, candidate.offer.size));
+    known.iter().position(|geometry| {
+        let mut rest = geometry.offers(card.model);
+        let live = card.profiles().chain([candidate.offer.profile.as_str()]);
+        for profile in live {
+            let Some(at) = rest.iter().position(|offer| offer.profile == profile) else {
+                return false;
+            };
+            rest.remove(at);
+        }
+        rest.sort_by_key(|offer| std::cmp::Reverse(offer.size));
+        can_stand(&rest, taken)
+    })
+}
+
+/// Whether these instances, the largest first, find places beside what is taken.
+fn can_stand(offers: &[&Offer], taken: Slices) -> bool {
+    let Some((offer, rest)) = offers.split_first() else {
+        return true;
+    };
+    offer
+        .windows()
+        .any(|window| !window.overlaps(taken) && can_stand(rest, taken.union(window)))
+}
+
 fn hold(card: &mut Card<'_>, device: &ClaimedDevice) {
     match device {
-        ClaimedDevice::Mig(slot) => card.hold(slot.slices()),
+        ClaimedDevice::Mig(slot) => card.hold(slot.slices(), slot.profile.clone()),
         ClaimedDevice::HamiCore(share) => {
             card.shares.shares += 1;
             card.shares.mem += share.mem;

@@ -60,6 +60,7 @@ fn demand(kinds: impl Strategy<Value = ContainerKind>) -> impl Strategy<Value = 
             node_policy: None,
             gpu_policy: None,
             hint: None,
+            allow_larger: false,
         }
     })
 }

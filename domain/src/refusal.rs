@@ -35,13 +35,24 @@ pub enum Refusal {
     Occupied {
         /// Devices that were asked for, in words: `2 x 3g.40gb`.
         wanted: String,
-        /// Enough slices are free, but not side by side where the profile may start.
-        fragmented: bool,
+        /// Enough slices are free, but not side by side where the profile may start: what it needs.
+        needs: Option<Needs>,
         /// The largest that would fit now, in words.
         fits: Option<String>,
     },
     /// Neither mode of the node can take it.
     Both(Box<Refusal>, Box<Refusal>),
+}
+
+/// Where a profile could stand on the best card, and who stands there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Needs {
+    /// Slices side by side.
+    pub slices: u8,
+    /// Where they may start.
+    pub starts: Vec<u8>,
+    /// The fewest that stand on one such place, in words: `namespace/name` of pods; empty where no agent has told yet.
+    pub holders: Vec<String>,
 }
 
 impl Refusal {
@@ -55,6 +66,7 @@ impl Refusal {
     }
 }
 
+/// One sentence; with `{:#}` who is in the way, too.
 impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -82,11 +94,17 @@ impl fmt::Display for Refusal {
             }
             Self::Occupied {
                 wanted,
-                fragmented,
+                needs,
                 fits,
             } => {
-                if *fragmented {
+                if let Some(needs) = needs {
                     write!(f, "free GPU slices are too fragmented for {wanted}")?;
+                    let starts: Vec<String> = needs.starts.iter().map(u8::to_string).collect();
+                    let (slices, starts) = (needs.slices, starts.join(" or "));
+                    write!(f, ", which needs {slices} slices at {starts}")?;
+                    if f.alternate() && !needs.holders.is_empty() {
+                        write!(f, ", held by {}", needs.holders.join(", "))?;
+                    }
                 } else {
                     write!(f, "no free GPU memory for {wanted}")?;
                 }
@@ -94,6 +112,9 @@ impl fmt::Display for Refusal {
                     Some(fits) => write!(f, " (would fit now: {fits})"),
                     None => f.write_str(" (GPUs are full)"),
                 }
+            }
+            Self::Both(mig, hami_core) if f.alternate() => {
+                write!(f, "mig: {mig:#}; hami-core: {hami_core:#}")
             }
             Self::Both(mig, hami_core) => write!(f, "mig: {mig}; hami-core: {hami_core}"),
         }

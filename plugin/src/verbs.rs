@@ -10,6 +10,8 @@ use crate::protocol::{ExtenderArgs, FilterResult, HostPriority};
 
 /// `MaxExtenderPriority`.
 const BEST: i64 = 10;
+/// Of so many nodes at most the refusals name the pods that are in the way.
+const NAMED: usize = 3;
 
 /// Keeps the nodes on which the pod can be planned now; for the others it tells what is scarce.
 pub fn filter(args: ExtenderArgs, cluster: &Cluster, config: &Config) -> FilterResult {
@@ -34,7 +36,13 @@ pub fn filter(args: ExtenderArgs, cluster: &Cluster, config: &Config) -> FilterR
                         } else {
                             &mut result.failed_nodes
                         };
-                        failed.insert(name.clone(), refusal.to_string());
+                        // Who is in the way differs from node to node: of many nodes one count is better.
+                        let words = if names.len() <= NAMED {
+                            format!("{refusal:#}")
+                        } else {
+                            refusal.to_string()
+                        };
+                        failed.insert(name.clone(), words);
                     }
                 }
             }
@@ -81,6 +89,7 @@ pub fn prioritize(args: &ExtenderArgs, cluster: &Cluster, config: &Config) -> Ve
             let (a, b) = (&before.plan, &choice.plan);
             let differs = a.suitability != b.suitability
                 || (a.loss - b.loss).abs() > f64::EPSILON
+                || a.larger != b.larger
                 || (demand.node_policy.is_some() && (a.used - b.used).abs() > f64::EPSILON)
                 || hinted(before) != hinted(choice);
             if differs && current > 1 {
