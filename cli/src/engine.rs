@@ -1,0 +1,213 @@
+//! Places pods: by the scheduler's own view and planning, or by a baseline that knows single devices only.
+
+use std::collections::HashMap;
+
+use anyhow::{anyhow, bail};
+use domain::{
+    Claim, ClaimedDevice, Cluster, Config, ContainerClaim, Demand, Fleet, GpuNodeStatus, Layouts,
+    Memory, Placed, Rule, Slot, tune,
+};
+
+/// The cluster of a simulation.
+pub(crate) enum Engine<'l> {
+    /// What the scheduler does.
+    Planning {
+        cluster: Box<Cluster>,
+        rule: Rule,
+        placed: u32,
+    },
+    /// A published rule.
+    Baseline {
+        fleet: Box<Fleet<'l>>,
+        /// Node and UUID of each card.
+        cards: Vec<(String, String)>,
+        live: HashMap<String, Placed>,
+    },
+}
+
+impl<'l> Engine<'l> {
+    pub(crate) fn new(
+        nodes: &[(String, GpuNodeStatus)],
+        rule: Rule,
+        layouts: Option<&'l Layouts>,
+    ) -> anyhow::Result<Self> {
+        if rule.weighing().is_some() {
+            let mut cluster = Cluster::default();
+            cluster.set_rule(rule);
+            for (name, status) in nodes {
+                cluster.apply_node(name, status.clone());
+                for (uid, claim) in claims(status) {
+                    cluster.apply_pod(&uid, name, claim);
+                }
+            }
+            return Ok(Self::Planning {
+                cluster: Box::new(cluster),
+                rule,
+                placed: 0,
+            });
+        }
+        let gpus = || {
+            nodes
+                .iter()
+                .flat_map(|(name, status)| status.gpus.iter().map(move |gpu| (name, gpu)))
+        };
+        let layouts = layouts.ok_or_else(|| anyhow!("{rule} needs GPUs that can do MIG"))?;
+        let mut models: Vec<&str> = gpus().map(|(_, gpu)| gpu.model.as_str()).collect();
+        models.dedup();
+        if models.len() > 1 || gpus().any(|(_, gpu)| !gpu.instances.is_empty()) {
+            bail!(
+                "{rule} is simulated on empty GPUs of one model only; use a list such as \"8 x a100-80gb\""
+            );
+        }
+        let cards: Vec<_> = gpus()
+            .map(|(name, gpu)| (name.clone(), gpu.uuid.clone()))
+            .collect();
+        let mut fleet = Fleet::new(layouts, rule, u32::try_from(cards.len())?);
+        fleet.node = nodes
+            .iter()
+            .map(|(_, status)| status.gpus.len())
+            .max()
+            .unwrap_or(1);
+        Ok(Self::Baseline {
+            fleet: Box::new(fleet),
+            cards,
+            live: HashMap::new(),
+        })
+    }
+
+    /// Places a pod now, if there is room: on which node, with which devices.
+    pub(crate) fn place(
+        &mut self,
+        name: &str,
+        demand: &Demand,
+        config: &Config,
+    ) -> anyhow::Result<Option<(String, Claim)>> {
+        match self {
+            Self::Planning {
+                cluster,
+                rule,
+                placed,
+            } => {
+                *placed += 1;
+                if *rule == Rule::Tuned && *placed % 1_000 == 0 {
+                    for (model, layouts, mix) in cluster.mixes() {
+                        cluster.set_weighing(&model, tune(&layouts, &mix.parts));
+                    }
+                }
+                let names: Vec<String> = cluster.nodes().map(|(name, _)| name.to_owned()).collect();
+                let ranked = cluster.rank(names.iter().map(String::as_str), demand, config);
+                let Some(choice) = ranked.into_iter().next() else {
+                    return Ok(None);
+                };
+                cluster.apply_pod(name, &choice.node, choice.plan.claim.clone());
+                Ok(Some((choice.node, choice.plan.claim)))
+            }
+            Self::Baseline { fleet, cards, live } => {
+                let layouts = fleet.layouts();
+                let profile = single(layouts, demand, config)?;
+                let Some(placed) = fleet.place(profile) else {
+                    return Ok(None);
+                };
+                live.insert(name.to_owned(), placed);
+                let (node, gpu) = &cards[placed.card as usize];
+                let offer = &layouts.offers[profile];
+                let window = layouts.windows[usize::from(placed.window)];
+                let slot = Slot {
+                    gpu: gpu.clone(),
+                    profile: offer.profile.clone(),
+                    start: u8::try_from(window.first())?,
+                    size: u8::try_from(window.count())?,
+                    mem: offer.memory_mib,
+                };
+                let container = ContainerClaim {
+                    name: demand.containers[0].name.clone(),
+                    kind: demand.containers[0].kind,
+                    devices: vec![ClaimedDevice::Mig(slot)],
+                };
+                let claim = Claim {
+                    containers: vec![container],
+                };
+                Ok(Some((node.clone(), claim)))
+            }
+        }
+    }
+
+    pub(crate) fn remove(&mut self, name: &str) {
+        match self {
+            Self::Planning { cluster, .. } => drop(cluster.remove_pod(name)),
+            Self::Baseline { fleet, live, .. } => {
+                if let Some(placed) = live.remove(name) {
+                    fleet.remove(placed);
+                }
+            }
+        }
+    }
+
+    /// The scheduler's view, where there is one.
+    pub(crate) fn cluster(&self) -> Option<&Cluster> {
+        match self {
+            Self::Planning { cluster, .. } => Some(cluster),
+            Self::Baseline { .. } => None,
+        }
+    }
+}
+
+/// The smallest profile by memory, then by compute, that serves a demand of one device.
+fn single(layouts: &Layouts, demand: &Demand, config: &Config) -> anyhow::Result<usize> {
+    let [container] = &demand.containers[..] else {
+        bail!("a baseline places pods of one container only; use --policy demand");
+    };
+    if container.count != 1 {
+        bail!("a baseline places pods of one device only; use --policy demand");
+    }
+    let all = layouts.offers.iter().enumerate();
+    let found = match container.memory {
+        Memory::Whole => all.max_by_key(|(_, offer)| offer.size),
+        Memory::Percent(_) => bail!("a baseline knows memory in MiB only; use --policy demand"),
+        Memory::Mib(mib) => all
+            .filter(|(_, offer)| {
+                let nominal = offer.nominal_mib().filter(|_| config.nominal_memory);
+                offer.memory_mib.max(nominal.unwrap_or(0)) >= mib
+            })
+            .min_by_key(|(_, offer)| (offer.memory_mib, offer.compute_slices)),
+    };
+    found
+        .map(|(at, _)| at)
+        .ok_or_else(|| anyhow!("no profile has the memory that a pod asks for"))
+}
+
+/// The claims of the pods that have the instances of a node, as far as its agent tells.
+fn claims(status: &GpuNodeStatus) -> HashMap<String, Claim> {
+    let mut claims: HashMap<String, Claim> = HashMap::new();
+    for gpu in &status.gpus {
+        for instance in &gpu.instances {
+            let (Some(uid), Some(container)) = (&instance.pod_uid, &instance.container) else {
+                continue;
+            };
+            let slot = Slot {
+                gpu: gpu.uuid.clone(),
+                profile: instance.profile.clone(),
+                start: instance.start,
+                size: instance.size,
+                mem: instance.memory_mib,
+            };
+            let claim = claims
+                .entry(uid.clone())
+                .or_insert_with(|| Claim { containers: vec![] });
+            let device = ClaimedDevice::Mig(slot);
+            match claim
+                .containers
+                .iter_mut()
+                .find(|known| known.name == *container)
+            {
+                Some(known) => known.devices.push(device),
+                None => claim.containers.push(ContainerClaim {
+                    name: container.clone(),
+                    kind: domain::ContainerKind::App,
+                    devices: vec![device],
+                }),
+            }
+        }
+    }
+    claims
+}
