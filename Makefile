@@ -19,6 +19,7 @@ bench: build ## Time from bind to a running container, with GPU and without. End
 
 bench-placement: ## The rules of placement compared: docs/placement.md.
 	cargo bench -p tessera-domain --features fixtures --bench placement
+	cargo bench -p tessera-domain --features fixtures --bench planning
 
 lint: ## Format, lints, docs, and the purity of the model.
 	cargo fmt --all --check

@@ -31,14 +31,15 @@ fn draw(series: &[Sample], text: &mut String) -> Result<(), Box<dyn std::error::
         .y_desc("%")
         .draw()?;
     let every = series.len().div_ceil(POINTS).max(1);
-    let lines: [(&str, RGBColor, fn(&Sample) -> f64); 2] = [
-        ("GPUs held", BLUE, |sample| sample.utilisation),
-        ("asked for and given at once, so far", RED, |sample| {
-            sample.accepted
-        }),
-    ];
-    for (label, colour, value) in lines {
-        let points = series.iter().step_by(every).map(|s| (s.at, value(s)));
+    for (label, colour) in [(HELD, BLUE), (ACCEPTED, RED)] {
+        let points = series.iter().step_by(every).map(|sample| {
+            let value = if label == HELD {
+                sample.utilisation
+            } else {
+                sample.accepted
+            };
+            (sample.at, value)
+        });
         chart
             .draw_series(LineSeries::new(points, colour))?
             .label(label)

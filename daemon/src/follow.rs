@@ -6,7 +6,7 @@ use std::{
     sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
 };
 
-use domain::Cluster;
+use domain::{About, Cluster};
 use futures::{StreamExt, pin_mut};
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::{
@@ -142,7 +142,16 @@ fn apply_pod(cluster: &Shared, pod: &Pod, notice: &mut impl FnMut(Notice<'_>)) {
     match (claim, node) {
         _ if pods::is_over(pod) => remove_pod(cluster, &uid, notice),
         (Some(Ok(claim)), Some(node)) => {
-            cluster.write().apply_pod(&uid, node, claim);
+            let about = About {
+                name: pods::key(pod),
+                priority: pod.spec.as_ref().and_then(|s| s.priority).unwrap_or(0),
+                ending: pod.metadata.deletion_timestamp.is_some(),
+            };
+            {
+                let mut cluster = cluster.write();
+                cluster.apply_pod(&uid, node, claim);
+                cluster.describe(&uid, about);
+            }
             notice(Notice::Settled(&uid));
         }
         (Some(Err(error)), Some(_)) => {

@@ -79,6 +79,18 @@ struct Holder {
     claim: Claim,
     /// Until when an assumed claim is believed without having been seen, milliseconds; `None`: seen.
     deadline: Option<u64>,
+    about: About,
+}
+
+/// What is known of a pod that holds a claim, beside the claim.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct About {
+    /// `namespace/name`.
+    pub name: String,
+    /// Its priority.
+    pub priority: i32,
+    /// Whether it was told to end.
+    pub ending: bool,
 }
 
 /// A node that can take a demand.
@@ -168,6 +180,18 @@ impl Cluster {
     /// Takes over a bound pod's claim as seen on the API server.
     pub fn apply_pod(&mut self, uid: &str, node: &str, claim: Claim) {
         self.put(uid, node, claim, None);
+    }
+
+    /// Keeps what is known of a pod that holds a claim.
+    pub fn describe(&mut self, uid: &str, about: About) {
+        if let Some(holder) = self.pods.get_mut(uid) {
+            holder.about = about;
+        }
+    }
+
+    /// What is known of a pod that holds a claim.
+    pub fn about(&self, uid: &str) -> Option<&About> {
+        self.pods.get(uid).map(|holder| &holder.about)
     }
 
     /// Forgets a pod that is gone or has ended for good; tells the node that it held something of.
@@ -315,6 +339,7 @@ impl Cluster {
                 node: node.to_owned(),
                 claim,
                 deadline,
+                about: About::default(),
             },
         );
         self.count(node);
@@ -341,31 +366,49 @@ impl Cluster {
                 .filter(|uid| !gone.contains(uid.as_str()))
                 .filter_map(|uid| self.pods.get(uid))
         };
-        status
+        let models: Vec<_> = status
+            .models
+            .iter()
+            .map(|model| {
+                let known = self.weighed.iter().find(|known| known.model == *model);
+                (model, known.map(Weighed::potential))
+            })
+            .collect();
+        let mut cards: Vec<Card<'_>> = status
             .gpus
             .iter()
             .filter_map(|gpu| {
-                let model = status.model(&gpu.model)?;
-                let weighed = self.weighed.iter().find(|known| known.model == *model);
-                let mut card = Card::new(gpu, model, weighed.map(Weighed::potential));
+                let (model, potential) = *models.iter().find(|(m, _)| m.name == gpu.model)?;
+                let mut card = Card::new(gpu, model, potential);
                 for instance in &gpu.instances {
-                    let goes = instance
-                        .pod_uid
-                        .as_deref()
-                        .is_some_and(|uid| gone.contains(uid));
+                    let goes = instance.pod_uid.as_deref();
+                    let goes = goes.is_some_and(|uid| gone.contains(uid));
                     if instance.state != InstanceState::Idle && !goes {
                         card.hold(instance.slices(), &instance.profile);
                     }
                 }
-                for holder in holders() {
-                    for slot in holder.claim.slots().filter(|slot| slot.gpu == gpu.uuid) {
-                        card.hold(slot.slices(), &slot.profile);
-                    }
-                    card.shares = card.shares.plus(holder.claim.share_use(&gpu.uuid));
-                }
                 Some(card)
             })
-            .collect()
+            .collect();
+        for holder in holders() {
+            for device in holder.claim.devices() {
+                let card = cards.iter_mut().find(|card| card.gpu.uuid == device.gpu());
+                if let (Some(card), Some(slot)) = (card, device.slot()) {
+                    card.hold(slot.slices(), &slot.profile);
+                }
+            }
+            if holder
+                .claim
+                .devices()
+                .any(|device| device.share().is_some())
+            {
+                for card in &mut cards {
+                    let share = holder.claim.share_use(&card.gpu.uuid);
+                    card.shares = card.shares.plus(share);
+                }
+            }
+        }
+        cards
     }
 
     /// Plans a demand on a node.
@@ -534,9 +577,9 @@ mod tests {
         let node = fixtures::node("n", &fixtures::a30(), 1, VgpuMode::Mig);
         cluster.apply_node("n", node);
         // Singles everywhere but on one pair.
-        let mut config = Config::default();
-        config.known_mig_geometries = serde_json::from_str(
-            r#"[{"models":["A30"],"allowedGeometries":[[{"name":"1g.6gb","count":2},{"name":"2g.12gb","count":1}]]}]"#,
+        let config: Config = serde_json::from_str(
+            r#"{"knownMigGeometries":[{"models":["A30"],
+                "allowedGeometries":[[{"name":"1g.6gb","count":2},{"name":"2g.12gb","count":1}]]}]}"#,
         )
         .unwrap();
         for uid in ["a", "b"] {

@@ -33,6 +33,8 @@ pub struct Config {
     pub allow_larger_memory: bool,
     /// Layouts that cards of the listed models are kept to; every legal layout for the others.
     pub known_mig_geometries: Vec<KnownGeometries>,
+    /// Whether a pod with a priority that finds no room displaces pods of lower priority.
+    pub preemption: bool,
     /// By which rule placements are chosen: `demand`, `tuned`, `fixed`, `mfi`, `mfi-all` or `fgd`.
     pub placement: Placement,
     /// Settings of single nodes.
@@ -144,6 +146,7 @@ impl Default for Config {
             nominal_memory: true,
             allow_larger_memory: false,
             known_mig_geometries: vec![],
+            preemption: true,
             placement: Placement::default(),
             nodeconfig: vec![],
         }

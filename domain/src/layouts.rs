@@ -202,11 +202,20 @@ mod tests {
 
     #[test]
     fn the_numbers_of_layouts_are_those_of_the_mig_user_guide() {
-        let base = |name: &str| name != "1g.20gb";
-        assert_eq!(counted(&fixtures::a100_80gb(), base), (297, 19));
-        assert_eq!(counted(&fixtures::a100_80gb(), |_| true), (722, 78));
-        assert_eq!(counted(&fixtures::h100_80gb(), base), (297, 19));
-        assert_eq!(counted(&fixtures::a30(), |_| true), (25, 5));
+        for model in fixtures::models() {
+            let base = |name: &str| {
+                let offer = model.offer(name).unwrap();
+                // The double-memory single: one compute slice on two memory slices.
+                !(offer.compute_slices == 1 && offer.size == 2)
+            };
+            let (few, all) = match (model.memory_slices, model.compute_slices) {
+                (8, 7) => ((297, 19), (722, 78)),
+                (_, 4) => ((25, 5), (25, 5)),
+                other => panic!("{}: no figures for {other:?}", model.name),
+            };
+            assert_eq!(counted(&model, base), few, "{}", model.name);
+            assert_eq!(counted(&model, |_| true), all, "{}", model.name);
+        }
     }
 
     #[test]

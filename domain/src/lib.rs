@@ -36,7 +36,7 @@ mod tuning;
 
 pub use card::Card;
 pub use claim::{Claim, ClaimError, ClaimedDevice, ContainerClaim, Share, ShareUse, Slot};
-pub use cluster::{Choice, Cluster, PodUid};
+pub use cluster::{About, Choice, Cluster, PodUid};
 pub use config::{
     Config, FilterDevices, Geometry, GeometryInstances, KnownGeometries, NodeConfig, Placement,
 };

@@ -103,7 +103,7 @@ struct Need {
 }
 
 /// One way to place one device.
-struct Choice {
+struct Choice<'a> {
     /// MiB above the smallest sufficient size.
     larger: u64,
     /// Which of the known geometries it takes the card to.
@@ -112,7 +112,13 @@ struct Choice {
     order: f64,
     loss: f64,
     card: usize,
-    device: ClaimedDevice,
+    piece: Piece<'a>,
+}
+
+/// What a choice takes of its card.
+enum Piece<'a> {
+    Mig(Candidate<'a>),
+    HamiCore { mem: u64, cores: u32 },
 }
 
 /// The state of one planning: the cards with what this pod takes of them so far.
@@ -286,14 +292,11 @@ impl<'a> Search<'a> {
         let Some((need, rest)) = needs.split_first() else {
             return true;
         };
-        for Choice {
-            card,
-            device,
-            loss,
-            larger,
-            ..
-        } in self.choices(*need)
-        {
+        for choice in self.choices(*need) {
+            let device = self.device(&choice);
+            let Choice {
+                card, loss, larger, ..
+            } = choice;
             self.steps += 1;
             if self.steps > SEARCH_STEPS {
                 return false;
@@ -315,9 +318,9 @@ impl<'a> Search<'a> {
     }
 
     /// Every way to place one device, best first.
-    fn choices(&self, need: Need) -> Vec<Choice> {
+    fn choices(&self, need: Need) -> Vec<Choice<'a>> {
         let demand = &self.demand.containers[need.container];
-        let mut choices: Vec<Choice> = Vec::new();
+        let mut choices: Vec<Choice<'a>> = Vec::new();
         for (at, card) in self.cards.iter().enumerate() {
             let order = match self.demand.gpu_policy {
                 Some(Policy::Binpack) => -card.used(),
@@ -346,7 +349,7 @@ impl<'a> Search<'a> {
                                 order,
                                 loss: candidate.loss,
                                 card: at,
-                                device: ClaimedDevice::Mig(slot(card, &candidate)),
+                                piece: Piece::Mig(candidate),
                             });
                         }
                     }
@@ -357,7 +360,8 @@ impl<'a> Search<'a> {
                         .range((need.container, 0)..(need.container + 1, 0))
                         .any(|(_, device)| device.gpu() == card.gpu.uuid);
                     if let Some(share) = free_share(card, demand).filter(|_| !taken) {
-                        let part = part_of_card(&share, card.model);
+                        let (mem, cores) = share;
+                        let part = part_of_card(mem, cores, card.model);
                         // Without a wish the fullest card first: whole cards stay free.
                         let loss = part * (2.0 - card.used());
                         choices.push(Choice {
@@ -366,7 +370,7 @@ impl<'a> Search<'a> {
                             order,
                             loss,
                             card: at,
-                            device: ClaimedDevice::HamiCore(share),
+                            piece: Piece::HamiCore { mem, cores },
                         });
                     }
                 }
@@ -381,6 +385,18 @@ impl<'a> Search<'a> {
                 .then(a.card.cmp(&b.card))
         });
         choices
+    }
+
+    fn device(&self, choice: &Choice<'a>) -> ClaimedDevice {
+        let card = &self.cards[choice.card];
+        match &choice.piece {
+            Piece::Mig(candidate) => ClaimedDevice::Mig(slot(card, candidate)),
+            Piece::HamiCore { mem, cores } => ClaimedDevice::HamiCore(Share {
+                gpu: card.gpu.uuid.clone(),
+                mem: *mem,
+                cores: *cores,
+            }),
+        }
     }
 
     fn take(&mut self, card: usize, device: &ClaimedDevice) {
@@ -480,7 +496,7 @@ impl<'a> Search<'a> {
                     .choices(need)
                     .into_iter()
                     .min_by(|a, b| {
-                        let new = |choice: &Choice| self.new_slices(&choice.device);
+                        let new = |choice: &Choice<'a>| self.new_slices(&own.device(choice));
                         a.larger
                             .cmp(&b.larger)
                             .then(new(a).cmp(&new(b)))
@@ -488,10 +504,11 @@ impl<'a> Search<'a> {
                     })
                     .ok_or_else(|| own.occupied(&[need]))?;
                 self.larger += u32::from(best.larger > 0);
-                if self.new_slices(&best.device) > 0 {
+                let device = own.device(&best);
+                if self.new_slices(&device) > 0 {
                     self.loss += best.loss;
                 }
-                best.device
+                device
             };
             if let Some(card) = beside.iter_mut().find(|card| card.gpu.uuid == device.gpu()) {
                 hold(card, &device);
@@ -762,8 +779,8 @@ fn share_mib(demand: &ContainerDemand, model: &Model) -> u64 {
     }
 }
 
-/// The share of the card that the demand gets, if so much is free; a whole card only when nobody is on it.
-fn free_share(card: &Card<'_>, demand: &ContainerDemand) -> Option<Share> {
+/// MiB and percent of compute of the card that the demand gets, if so much is free; a whole card only when nobody is on it.
+fn free_share(card: &Card<'_>, demand: &ContainerDemand) -> Option<(u64, u32)> {
     let mem = share_mib(demand, card.model);
     let cores = if demand.memory == Memory::Whole {
         100
@@ -773,19 +790,15 @@ fn free_share(card: &Card<'_>, demand: &ContainerDemand) -> Option<Share> {
     let fits = card.shares.shares < card.gpu.shares
         && card.shares.mem + mem <= card.model.memory_mib
         && card.shares.cores + cores <= 100;
-    fits.then(|| Share {
-        gpu: card.gpu.uuid.clone(),
-        mem,
-        cores,
-    })
+    fits.then_some((mem, cores))
 }
 
 #[allow(
     clippy::cast_precision_loss,
     reason = "memory sizes are far below 2^52"
 )]
-fn part_of_card(share: &Share, model: &Model) -> f64 {
-    (share.mem as f64 / model.memory_mib.max(1) as f64).max(f64::from(share.cores) / 100.0)
+fn part_of_card(mem: u64, cores: u32, model: &Model) -> f64 {
+    (mem as f64 / model.memory_mib.max(1) as f64).max(f64::from(cores) / 100.0)
 }
 
 /// The part of an instance that was asked for, in memory or compute, whichever is more.

@@ -10,12 +10,7 @@ use crate::{
 };
 
 fn model() -> impl Strategy<Value = Model> {
-    prop_oneof![
-        Just(fixtures::a100_80gb()),
-        Just(fixtures::h100_80gb()),
-        Just(fixtures::a30()),
-        Just(fixtures::rtx_pro_6000()),
-    ]
+    prop::sample::select(fixtures::models())
 }
 
 fn memory() -> impl Strategy<Value = Memory> {

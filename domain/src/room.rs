@@ -23,22 +23,25 @@ const SMALL: usize = 3;
 /// The cheapest set of victims on a node that makes the demand fit there by placement; empty where it fits anyway.
 ///
 /// In the order of kube-scheduler's preemption: fewest violations, then the lowest highest priority,
-/// then the fewest pods with the lowest priorities.
+/// then the fewest pods with the lowest priorities. Those in `already` go anyway.
 pub fn victims(
     cluster: &Cluster,
     node: &str,
     demand: &Demand,
     config: &Config,
     candidates: &[Victim],
+    already: &BTreeSet<&str>,
 ) -> Option<Vec<PodUid>> {
     let holders: BTreeSet<&str> = cluster.pods_on(node).collect();
     let mut candidates: Vec<&Victim> = candidates
         .iter()
         .filter(|victim| holders.contains(victim.uid.as_str()))
+        .filter(|victim| !already.contains(victim.uid.as_str()))
         .collect();
     candidates.sort_by_key(|victim| (victim.violates, victim.priority, victim.uid.clone()));
     let fits = |gone: &[&Victim]| {
-        let gone = gone.iter().map(|victim| victim.uid.as_str()).collect();
+        let gone = gone.iter().map(|victim| victim.uid.as_str());
+        let gone = gone.chain(already.iter().copied()).collect();
         cluster.plan_without(node, demand, config, &gone).is_ok()
     };
     // The shortest prefix that would do holds the least violations and the lowest highest priority.
@@ -320,8 +323,16 @@ mod tests {
             })
             .collect()
         };
-        let choose =
-            |list: &[(&str, i32, bool)]| victims(&cluster, "n", &one(40_000), &config, &pods(list));
+        let choose = |list: &[(&str, i32, bool)]| {
+            victims(
+                &cluster,
+                "n",
+                &one(40_000),
+                &config,
+                &pods(list),
+                &BTreeSet::new(),
+            )
+        };
         let all = [
             ("a", 1, false),
             ("b", 1, false),
@@ -359,7 +370,14 @@ mod tests {
         );
         assert_eq!(choose(&[("a", 1, false)]), None);
         assert_eq!(
-            victims(&cluster, "n", &one(15_000), &config, &pods(&all)),
+            victims(
+                &cluster,
+                "n",
+                &one(15_000),
+                &config,
+                &pods(&all),
+                &BTreeSet::new()
+            ),
             Some(vec![]),
             "it fits anyway"
         );

@@ -5,6 +5,7 @@
 //! Its state is rebuilt from the API server alone: `GpuNode`s and the claims on pods.
 
 pub mod bind;
+pub mod preempt;
 pub mod protocol;
 pub mod verbs;
 pub mod wake;
@@ -27,7 +28,7 @@ use daemon::{
     shutdown::{self, CancellationToken},
     tasks::{Tasks, until},
 };
-use domain::{Demand, Rule};
+use domain::{Demand, PodUid, Rule};
 use hyper::{Method, Request, Response, StatusCode, body::Incoming};
 use kube::ResourceExt;
 use prometheus_client::{
@@ -43,8 +44,11 @@ use tokio::{net::TcpListener, sync::mpsc};
 pub use crate::verbs::choose;
 use crate::{
     bind::Binder,
-    protocol::{ExtenderArgs, ExtenderBindingArgs, ExtenderBindingResult, FilterResult},
-    wake::Waiting,
+    protocol::{
+        ExtenderArgs, ExtenderBindingArgs, ExtenderBindingResult, ExtenderPreemptionArgs,
+        FilterResult,
+    },
+    wake::{Refused, Waiting},
 };
 
 /// Largest request: a pod with the names of ten thousand nodes.
@@ -74,6 +78,7 @@ enum Verb {
     filter,
     prioritize,
     bind,
+    preempt,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -155,6 +160,13 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
             ),
         ),
     );
+    let (tell_refused, refused) = mpsc::unbounded_channel();
+    if binder.config.preemption {
+        let (client, cluster) = (binder.client.clone(), binder.cluster.clone());
+        let config = binder.config.clone();
+        let run = preempt::run(client, cluster, config, waiting.clone(), refused);
+        tasks.spawn("preempt", until(token.clone(), run));
+    }
     if binder.config.placement.rule() == Rule::Tuned {
         tasks.spawn("tune", until(token.clone(), tune(binder.cluster.clone())));
     }
@@ -179,8 +191,12 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     tasks.spawn(
         "extender",
         serve::plain(listener, token, move |request| {
-            let (binder, waiting) = (binder.clone(), waiting.clone());
-            answer(request, binder, waiting, metrics.clone(), readiness.clone())
+            let view = View {
+                binder: binder.clone(),
+                waiting: waiting.clone(),
+                refused: tell_refused.clone(),
+            };
+            answer(request, view, metrics.clone(), readiness.clone())
         }),
     );
     tasks.run().await
@@ -228,9 +244,25 @@ fn follow_all<N: FnMut(Notice<'_>) + Clone + Send + 'static>(
     tasks.spawn("nodes", until(token.clone(), served));
 }
 
+/// What the verbs work with.
+struct View {
+    binder: Binder,
+    waiting: Waiting,
+    /// Pods that found no node.
+    refused: mpsc::UnboundedSender<PodUid>,
+}
+
 /// Filters, and remembers the pod that found no node; under one lock, so that no change of the view is missed.
-fn filter(args: ExtenderArgs, binder: &Binder, waiting: &Waiting) -> FilterResult {
+fn filter(args: ExtenderArgs, view: &View) -> FilterResult {
+    let View {
+        binder,
+        waiting,
+        refused,
+    } = view;
     let (uid, request) = (args.pod.uid(), pods::request(&args.pod));
+    let (name, spec) = (pods::key(&args.pod), args.pod.spec.as_ref());
+    let never = spec.and_then(|spec| spec.preemption_policy.as_deref()) == Some("Never");
+    let priority = spec.and_then(|spec| spec.priority).filter(|_| !never);
     let cluster = binder.cluster.read();
     let result = verbs::filter(args, &cluster, &binder.config);
     if result.is_empty()
@@ -238,15 +270,17 @@ fn filter(args: ExtenderArgs, binder: &Binder, waiting: &Waiting) -> FilterResul
     {
         let failed = [&result.failed_nodes, &result.failed_and_unresolvable_nodes];
         let names: Vec<&String> = failed.into_iter().flat_map(BTreeMap::keys).collect();
-        waiting.refused(&uid, demand, names.into_iter());
+        let pod = Refused::new(&name, demand, priority);
+        waiting.refused(&uid, pod, names.into_iter());
+        // Nobody listens where preemption is off.
+        let _ = refused.send(uid);
     }
     result
 }
 
 async fn answer(
     request: Request<Incoming>,
-    binder: Binder,
-    waiting: Waiting,
+    view: View,
     metrics: Metrics,
     readiness: Readiness,
 ) -> Response<Body> {
@@ -254,10 +288,11 @@ async fn answer(
         (&Method::POST, "/filter") => Verb::filter,
         (&Method::POST, "/prioritize") => Verb::prioritize,
         (&Method::POST, "/bind") => Verb::bind,
+        (&Method::POST, "/preempt") => Verb::preempt,
         _ => {
             return text(
                 StatusCode::NOT_FOUND,
-                "POST /filter, /prioritize or /bind\n",
+                "POST /filter, /prioritize, /bind or /preempt\n",
             );
         }
     };
@@ -282,20 +317,28 @@ async fn answer(
     };
     let response = match verb {
         Verb::filter => match serde_json::from_slice::<ExtenderArgs>(&body) {
-            Ok(args) => json(&filter(args, &binder, &waiting)),
+            Ok(args) => json(&filter(args, &view)),
             Err(error) => bad(error),
         },
         Verb::prioritize => match serde_json::from_slice::<ExtenderArgs>(&body) {
             Ok(args) => json(&verbs::prioritize(
                 &args,
-                &binder.cluster.read(),
-                &binder.config,
+                &view.binder.cluster.read(),
+                &view.binder.config,
+            )),
+            Err(error) => bad(error),
+        },
+        Verb::preempt => match serde_json::from_slice::<ExtenderPreemptionArgs>(&body) {
+            Ok(args) => json(&preempt::preempt(
+                args,
+                &view.binder.cluster.read(),
+                &view.binder.config,
             )),
             Err(error) => bad(error),
         },
         Verb::bind => match serde_json::from_slice::<ExtenderBindingArgs>(&body) {
             Ok(args) => {
-                let error = binder.bind(&args).await.err().unwrap_or_default();
+                let error = view.binder.bind(&args).await.err().unwrap_or_default();
                 let (pod, node) = (
                     format!("{}/{}", args.pod_namespace, args.pod_name),
                     &args.node,

@@ -52,6 +52,58 @@ impl FilterResult {
     }
 }
 
+/// What preempt is asked, where the scheduler is `nodeCacheCapable`: for each node the pods that kube-scheduler would end.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct ExtenderPreemptionArgs {
+    /// The pod that needs room.
+    pub pod: Pod,
+    /// Victims by node, by UID.
+    #[serde(default)]
+    pub node_name_to_meta_victims: Option<BTreeMap<String, MetaVictims>>,
+    /// Victims by node, as objects, where it is not.
+    #[serde(default)]
+    pub node_name_to_victims: Option<BTreeMap<String, Victims>>,
+}
+
+/// Pods that would be ended on a node.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct Victims {
+    /// The pods.
+    pub pods: Vec<Pod>,
+    /// How many of them a `PodDisruptionBudget` protects.
+    #[serde(default, rename = "NumPDBViolations")]
+    pub violations: i64,
+}
+
+/// The same by UID.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct MetaVictims {
+    /// The pods.
+    pub pods: Vec<MetaPod>,
+    /// How many of them a `PodDisruptionBudget` protects.
+    #[serde(default, rename = "NumPDBViolations")]
+    pub violations: i64,
+}
+
+/// A pod by its UID.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MetaPod {
+    /// The UID.
+    #[serde(rename = "UID")]
+    pub uid: String,
+}
+
+/// What preempt answers: the nodes where ending these pods makes room.
+#[derive(Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct ExtenderPreemptionResult {
+    /// Victims by node.
+    pub node_name_to_meta_victims: BTreeMap<String, MetaVictims>,
+}
+
 /// Score of a node, 0 to 10.
 #[derive(Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "PascalCase")]

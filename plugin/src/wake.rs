@@ -29,11 +29,29 @@ const BURST: Duration = Duration::from_millis(20);
 #[derive(Clone, Debug, Default)]
 pub struct Waiting(Arc<Mutex<HashMap<PodUid, Refused>>>);
 
-#[derive(Debug)]
-struct Refused {
-    demand: Demand,
-    /// Empty: any.
-    nodes: BTreeSet<String>,
+/// A pod that every node refused.
+#[derive(Clone, Debug)]
+pub struct Refused {
+    /// `namespace/name`.
+    pub name: String,
+    /// What it asks for.
+    pub demand: Demand,
+    /// Its priority, where it may displace others.
+    pub priority: Option<i32>,
+    /// The nodes; empty: any.
+    pub nodes: BTreeSet<String>,
+}
+
+impl Refused {
+    /// A pod that waits for any node.
+    pub fn new(name: &str, demand: Demand, priority: Option<i32>) -> Self {
+        Self {
+            name: name.to_owned(),
+            demand,
+            priority,
+            nodes: BTreeSet::new(),
+        }
+    }
 }
 
 impl Waiting {
@@ -41,7 +59,7 @@ impl Waiting {
     pub fn refused<'n>(
         &self,
         uid: &str,
-        demand: Demand,
+        pod: Refused,
         nodes: impl ExactSizeIterator<Item = &'n String>,
     ) {
         let nodes = if nodes.len() > NAMED {
@@ -49,8 +67,12 @@ impl Waiting {
         } else {
             nodes.cloned().collect()
         };
-        self.lock()
-            .insert(uid.to_owned(), Refused { demand, nodes });
+        self.lock().insert(uid.to_owned(), Refused { nodes, ..pod });
+    }
+
+    /// The pod of that UID, while it waits.
+    pub fn get(&self, uid: &str) -> Option<Refused> {
+        self.lock().get(uid).cloned()
     }
 
     /// Forgets a pod that is bound, over or gone.
@@ -132,13 +154,21 @@ mod tests {
         }
         let plan = cluster.plan("a", &demand(), &config).unwrap();
         cluster.apply_pod("holder", "a", plan.claim);
-        waiting.refused("u", demand(), ["a".to_owned()].iter());
+        waiting.refused(
+            "u",
+            Refused::new("default/p", demand(), None),
+            ["a".to_owned()].iter(),
+        );
         assert!(!waiting.fits("a", &cluster, &config), "it is full");
         assert!(!waiting.fits("b", &cluster, &config), "not asked for");
         cluster.remove_pod("holder");
         assert!(waiting.fits("a", &cluster, &config));
         assert!(!waiting.fits("a", &cluster, &config), "told already");
-        waiting.refused("u", demand(), std::iter::empty());
+        waiting.refused(
+            "u",
+            Refused::new("default/p", demand(), None),
+            std::iter::empty(),
+        );
         waiting.gone("u");
         assert!(!waiting.fits("b", &cluster, &config));
     }

@@ -3,7 +3,8 @@
 use std::collections::BTreeSet;
 
 use anyhow::{Context, ensure};
-use kube::{Api, ResourceExt};
+use k8s_openapi::api::scheduling::v1::PriorityClass;
+use kube::{Api, ResourceExt, api::PostParams};
 use serde_json::json;
 
 use super::{Fingerprint, REAL, Seen, World, annotated, gpus, pod};
@@ -103,5 +104,52 @@ pub(crate) async fn a_count_alone_is_whole_gpus(world: World) -> anyhow::Result<
     let allocatable = status.allocatable.unwrap_or_default();
     // Two cards of deviceSplitCount ids.
     ensure!(allocatable["nvidia.com/gpu"].0 == "20", "{allocatable:?}");
+    Ok(())
+}
+
+pub(crate) async fn a_more_important_pod_displaces_the_cheapest(
+    world: World,
+) -> anyhow::Result<()> {
+    let client = world.tessera.cluster.client();
+    let classes: Api<PriorityClass> = Api::all(client);
+    for (name, value) in [("low", 10), ("high", 1_000)] {
+        let class = json!({ "metadata": { "name": name }, "value": value });
+        let class = serde_json::from_value(class)?;
+        match classes.create(&PostParams::default(), &class).await {
+            Err(kube::Error::Api(status)) if status.code == 409 => {}
+            created => drop(created?),
+        }
+    }
+    let of_class = |name: &str, class: &str, mib| {
+        let mut pod = pod(name, Some(REAL), &gpus(1, mib));
+        pod["spec"]["priorityClassName"] = json!(class);
+        pod
+    };
+    // One card is held by two, the other by one that is as large as both.
+    world
+        .create_and_run(&of_class("small-a", "low", 40_000))
+        .await?;
+    world
+        .create_and_run(&of_class("small-b", "low", 40_000))
+        .await?;
+    world
+        .create_and_run(&of_class("whole", "low", 80_000))
+        .await?;
+    // As important as the others: it waits.
+    world.create(&of_class("equal", "low", 80_000)).await?;
+    world.event("equal", &["no free GPU memory"]).await?;
+    world
+        .create_and_run(&of_class("high", "high", 80_000))
+        .await?;
+    let event = world
+        .event("whole", &["Preempted by pod default/high"])
+        .await?;
+    ensure!(event.contains("higher priority"), "{event}");
+    for name in ["small-a", "small-b"] {
+        let status = world.pods().get(name).await?.status;
+        let phase = status.and_then(|status| status.phase);
+        ensure!(phase.as_deref() == Some("Running"), "{name} is {phase:?}");
+    }
+    ensure!(world.pods().get_opt("whole").await?.is_none(), "it goes on");
     Ok(())
 }
