@@ -333,7 +333,7 @@ impl World<'_> {
     }
 
     fn restart(&self, cluster: &Cluster, number: usize) -> Vec<String> {
-        let found = room(cluster, &self.pods[number].demand, self.config, |_| true);
+        let found = room(cluster, &self.pods[number].demand, self.config, 3, |_| true);
         let moves = found.into_iter().flat_map(|room| room.moves);
         moves.map(|(uid, _)| self.pod_name(&uid)).collect()
     }

@@ -146,6 +146,7 @@ fn apply_pod(cluster: &Shared, pod: &Pod, notice: &mut impl FnMut(Notice<'_>)) {
                 name: pods::key(pod),
                 priority: pod.spec.as_ref().and_then(|s| s.priority).unwrap_or(0),
                 ending: pod.metadata.deletion_timestamp.is_some(),
+                movable: pods::may_restart(pod),
             };
             {
                 let mut cluster = cluster.write();

@@ -55,6 +55,14 @@ pub fn is_over(pod: &Pod) -> bool {
     matches!(phase, Some("Succeeded" | "Failed"))
 }
 
+/// Whether the pod allows to be restarted elsewhere and has a controller that makes it anew.
+pub fn may_restart(pod: &Pod) -> bool {
+    let allowed = pod.annotations().get(keys::ALLOW_RESTART);
+    let owners = pod.owner_references();
+    allowed.is_some_and(|value| value.trim() == "true")
+        && owners.iter().any(|owner| owner.controller == Some(true))
+}
+
 /// The claim that the pod's binding brought, if it has one.
 pub fn claim(pod: &Pod) -> Option<Result<Claim, ClaimError>> {
     pod.annotations()

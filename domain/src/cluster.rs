@@ -91,6 +91,8 @@ pub struct About {
     pub priority: i32,
     /// Whether it was told to end.
     pub ending: bool,
+    /// Whether it may be restarted elsewhere to make room.
+    pub movable: bool,
 }
 
 /// A node that can take a demand.
@@ -416,10 +418,7 @@ impl Cluster {
     /// # Errors
     /// The [`Refusal`] names the scarce thing.
     pub fn plan(&self, node: &str, demand: &Demand, config: &Config) -> Result<Plan, Refusal> {
-        if self.nodes.contains_key(node) && self.served.get(node) == Some(&false) {
-            return Err(Refusal::NoAgent);
-        }
-        plan(&self.cards(node), demand, config)
+        self.plan_without(node, demand, config, &BTreeSet::new())
     }
 
     /// Plans a demand on a node as if these pods were gone.
@@ -433,7 +432,20 @@ impl Cluster {
         config: &Config,
         gone: &BTreeSet<&str>,
     ) -> Result<Plan, Refusal> {
+        if self.nodes.contains_key(node) && self.served.get(node) == Some(&false) {
+            return Err(Refusal::NoAgent);
+        }
         plan(&self.cards_without(node, gone), demand, config)
+    }
+
+    /// The pods that are gone while an instance of a node is still theirs, by UID: it is being released.
+    pub fn releasing(&self, node: &str) -> impl Iterator<Item = &str> {
+        let gpus = self.nodes.get(node).into_iter().flat_map(|n| &n.gpus);
+        let instances = gpus.flat_map(|gpu| &gpu.instances);
+        let live =
+            instances.filter(|i| matches!(i.state, InstanceState::InUse | InstanceState::Creating));
+        live.filter_map(|instance| instance.pod_uid.as_deref())
+            .filter(|uid| !self.pods.contains_key(*uid))
     }
 
     /// The pods that hold something of a node, by UID.
@@ -452,10 +464,21 @@ impl Cluster {
         demand: &Demand,
         config: &Config,
     ) -> Vec<Choice> {
+        self.rank_without(nodes, demand, config, &BTreeSet::new())
+    }
+
+    /// The same as if these pods were gone.
+    pub fn rank_without<'n>(
+        &self,
+        nodes: impl IntoIterator<Item = &'n str>,
+        demand: &Demand,
+        config: &Config,
+        gone: &BTreeSet<&str>,
+    ) -> Vec<Choice> {
         let mut choices: Vec<Choice> = nodes
             .into_iter()
             .filter_map(|node| {
-                let plan = self.plan(node, demand, config).ok()?;
+                let plan = self.plan_without(node, demand, config, gone).ok()?;
                 Some(Choice {
                     node: node.to_owned(),
                     plan,

@@ -17,6 +17,9 @@ pub const NODE_POLICY: &str = "hami.io/node-scheduler-policy";
 /// Pod annotation: `binpack` or `spread` over the GPUs of a node, as in `HAMi`.
 pub const GPU_POLICY: &str = "hami.io/gpu-scheduler-policy";
 
+/// Pod annotation: `true`: the pod may be restarted elsewhere when that makes room for a pod that waits.
+pub const ALLOW_RESTART: &str = "nvidia.com/allow-restart";
+
 /// Prefix of the annotations that only Tessera writes.
 pub const OURS: &str = "tessera.dev/";
 /// Pod annotation: the node, as a hint of the webhook and then as the fact of the binding.

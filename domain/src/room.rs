@@ -92,16 +92,17 @@ pub struct Room {
 }
 
 /// The smallest set of pods of one node whose restart makes a demand fit that fits nowhere now, every one of them
-/// finding a place again; at most three pods.
+/// finding a place again; at most so many pods, and never more than three.
 pub fn room(
     cluster: &Cluster,
     demand: &Demand,
     config: &Config,
+    most: usize,
     movable: impl Fn(&str) -> bool,
 ) -> Option<Room> {
     let nodes: Vec<String> = cluster.nodes().map(|(name, _)| name.to_owned()).collect();
     let mut tries = 0;
-    for size in 1..=SMALL {
+    for size in 1..=most.min(SMALL) {
         let mut best: Option<(f64, Room)> = None;
         for node in &nodes {
             let pods: Vec<&str> = cluster.pods_on(node).filter(|uid| movable(uid)).collect();
@@ -266,7 +267,7 @@ mod tests {
         );
         let config = Config::default();
         assert!(cluster.plan("n", &one(40_000), &config).is_err());
-        let room = room(&cluster, &one(40_000), &config, |_| true).unwrap();
+        let room = room(&cluster, &one(40_000), &config, 3, |_| true).unwrap();
         assert_eq!(room.moves.len(), 1);
         let mut after = cluster.clone();
         for (uid, choice) in &room.moves {
@@ -291,13 +292,13 @@ mod tests {
             };
             assert!(!slots[..index].iter().any(collides), "{slots:?}");
         }
-        assert!(super::room(&cluster, &one(40_000), &config, |_| false).is_none());
+        assert!(super::room(&cluster, &one(40_000), &config, 3, |_| false).is_none());
     }
 
     #[test]
     fn no_room_where_slices_are_missing() {
         let full = cluster(&[("a", "7g.80gb", 0, 0)], 1);
-        assert!(room(&full, &one(8_000), &Config::default(), |_| true).is_none());
+        assert!(room(&full, &one(8_000), &Config::default(), 3, |_| true).is_none());
     }
 
     #[test]
@@ -381,5 +382,13 @@ mod tests {
             Some(vec![]),
             "it fits anyway"
         );
+    }
+
+    #[test]
+    fn a_whole_card_is_made_free_by_the_small_pod_on_it() {
+        let cluster = cluster(&[("half", "3g.40gb", 0, 4), ("small", "1g.10gb", 1, 4)], 2);
+        let config = Config::default();
+        let room = room(&cluster, &one(80_000), &config, 1, |uid| uid == "small").unwrap();
+        assert_eq!(room.moves[0].0, "small");
     }
 }

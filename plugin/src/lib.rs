@@ -147,6 +147,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     };
     let mut tasks = Tasks::new(token.clone());
     follow_all(&mut tasks, &token, &binder, &readiness, &notice);
+    let (tell_refused, refused) = mpsc::unbounded_channel();
     tasks.spawn(
         "wake",
         until(
@@ -157,16 +158,14 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
                 binder.config.clone(),
                 waiting.clone(),
                 freed,
+                tell_refused.clone(),
             ),
         ),
     );
-    let (tell_refused, refused) = mpsc::unbounded_channel();
-    if binder.config.preemption {
-        let (client, cluster) = (binder.client.clone(), binder.cluster.clone());
-        let config = binder.config.clone();
-        let run = preempt::run(client, cluster, config, waiting.clone(), refused);
-        tasks.spawn("preempt", until(token.clone(), run));
-    }
+    tasks.spawn("preempt", {
+        let run = preempt::run(binder.clone(), waiting.clone(), refused);
+        until(token.clone(), run)
+    });
     if binder.config.placement.rule() == Rule::Tuned {
         tasks.spawn("tune", until(token.clone(), tune(binder.cluster.clone())));
     }
@@ -272,8 +271,8 @@ fn filter(args: ExtenderArgs, view: &View) -> FilterResult {
         let names: Vec<&String> = failed.into_iter().flat_map(BTreeMap::keys).collect();
         let pod = Refused::new(&name, demand, priority);
         waiting.refused(&uid, pod, names.into_iter());
-        // Nobody listens where preemption is off.
-        let _ = refused.send(uid);
+        // The receiver lives as long as the process.
+        drop(refused.send(uid));
     }
     result
 }

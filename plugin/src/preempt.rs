@@ -4,6 +4,9 @@
 //! and asks an extender about nodes where it found some. GPU memory is scarce to us alone, so it
 //! finds none and does not ask: it is asked where CPU or memory is scarce too ([`preempt`]), and the
 //! common case is carried out here ([`run`]), by the Eviction API, which keeps disruption budgets.
+//!
+//! Where nobody is less important, one pod that allows it (`nvidia.com/allow-restart`) is restarted
+//! elsewhere, if that alone makes room.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -11,7 +14,7 @@ use std::{
 };
 
 use daemon::follow::Shared;
-use domain::{Cluster, Config, Demand, PodUid, Victim, victims};
+use domain::{Cluster, Config, Demand, PodUid, Victim, keys, room, victims};
 use k8s_openapi::api::core::v1::{ObjectReference, Pod};
 use kube::{
     Api, Client, ResourceExt,
@@ -21,12 +24,15 @@ use kube::{
 use tokio::sync::mpsc;
 
 use crate::{
+    bind::Binder,
     protocol::{ExtenderPreemptionArgs, ExtenderPreemptionResult, MetaPod, MetaVictims},
     wake::{Refused, Waiting},
 };
 
 /// How long those that were evicted for a pod are taken to be ending without having been seen so.
 const EVICTED: Duration = Duration::from_secs(30);
+/// How long what becomes free is set aside for the pod: longer than most grace periods.
+const SET_ASIDE: Duration = Duration::from_mins(2);
 /// How often another set is looked for when a budget protects one of the chosen.
 const TRIES: usize = 4;
 
@@ -80,15 +86,17 @@ fn lower(cluster: &Cluster, node: &str, priority: i32, spared: &BTreeSet<PodUid>
         .collect()
 }
 
-/// The node and the pods on it to evict; none where what is ending already makes room, or nothing does.
+/// The node and the pods on it to evict; no pods where what is ending makes room already.
 fn choose(
     cluster: &Cluster,
+    own: &str,
     refused: &Refused,
     config: &Config,
     evicted: &BTreeSet<PodUid>,
     spared: &BTreeSet<PodUid>,
 ) -> Option<(String, Vec<PodUid>)> {
-    let priority = refused.priority?;
+    // One that displaces nobody still waits for what is ending.
+    let priority = refused.priority.unwrap_or(i32::MIN);
     let mut best = None;
     let named: Vec<&str> = if refused.nodes.is_empty() {
         cluster.nodes().map(|(name, _)| name).collect()
@@ -99,13 +107,16 @@ fn choose(
         let ending: BTreeSet<&str> = cluster
             .pods_on(node)
             .filter(|uid| evicted.contains(*uid) || cluster.about(uid).is_some_and(|a| a.ending))
+            .chain(cluster.releasing(node))
+            // What was set aside for it.
+            .chain([own])
             .collect();
         let lower = lower(cluster, node, priority, spared);
         let Some(set) = victims(cluster, node, &refused.demand, config, &lower, &ending) else {
             continue;
         };
         if set.is_empty() {
-            return None;
+            return Some((node.to_owned(), set));
         }
         let of = |uid: &PodUid| cluster.about(uid).map_or(0, |about| about.priority);
         let highest = set.iter().map(of).max().unwrap_or(0);
@@ -119,13 +130,13 @@ fn choose(
 }
 
 /// For each pod that every node refused: evicts the cheapest victims, where there are any; for ever.
-pub async fn run(
-    client: Client,
-    cluster: Shared,
-    config: Config,
-    waiting: Waiting,
-    mut refused: mpsc::UnboundedReceiver<PodUid>,
-) {
+pub async fn run(binder: Binder, waiting: Waiting, mut refused: mpsc::UnboundedReceiver<PodUid>) {
+    let Binder {
+        client,
+        cluster,
+        config,
+        ..
+    } = binder.clone();
     let reporter = Reporter {
         controller: "tessera-plugin".to_owned(),
         instance: None,
@@ -138,8 +149,16 @@ pub async fn run(
         for _ in 0..TRIES {
             let Some(pod) = waiting.get(&uid) else { break };
             let known: BTreeSet<PodUid> = evicted.keys().cloned().collect();
-            let found = choose(&cluster.read(), &pod, &config, &known, &spared);
-            let Some((node, set)) = found else { break };
+            let found = choose(&cluster.read(), &uid, &pod, &config, &known, &spared);
+            let (node, set, why) = match found {
+                Some((node, set)) if config.preemption || set.is_empty() => {
+                    (node, set, Why::Priority)
+                }
+                _ => match by_restart(&cluster, &pod, &config, &spared).await {
+                    Some((node, uid)) => (node, vec![uid], Why::Room),
+                    None => break,
+                },
+            };
             let mut protected = false;
             for victim in &set {
                 let name = cluster.read().about(victim).map(|about| about.name.clone());
@@ -147,8 +166,15 @@ pub async fn run(
                 match evict(&client, &name, victim).await {
                     Ok(()) => {
                         evicted.insert(victim.clone(), Instant::now());
-                        tracing::info!(pod = pod.name, victim = name, node, "Preempted a pod");
-                        tell(&recorder, &name, victim, &pod.name, &node).await;
+                        let reason = why.reason();
+                        tracing::info!(
+                            pod = pod.name,
+                            victim = name,
+                            node,
+                            reason,
+                            "Evicted a pod"
+                        );
+                        tell(&recorder, &name, victim, reason, why.note(&pod.name, &node)).await;
                     }
                     Err(kube::Error::Api(status)) if status.code == 429 => {
                         tracing::info!(victim = name, "A disruption budget protects the pod");
@@ -165,9 +191,24 @@ pub async fn run(
                 }
             }
             if !protected {
+                set_aside(&binder, &uid, &pod.demand, &node, &set);
                 break;
             }
         }
+    }
+}
+
+/// Holds what becomes free for the pod, so that nobody else takes it in the meantime, those that were evicted least of all.
+fn set_aside(binder: &Binder, uid: &str, demand: &Demand, node: &str, evicted: &[PodUid]) {
+    let mut cluster = binder.cluster.write();
+    let ending = cluster.pods_on(node).filter(|pod| {
+        evicted.iter().any(|uid| uid == pod) || cluster.about(pod).is_some_and(|a| a.ending)
+    });
+    let gone: BTreeSet<&str> = ending.chain(cluster.releasing(node)).chain([uid]).collect();
+    let plan = cluster.plan_without(node, demand, &binder.config, &gone);
+    if let Ok(plan) = plan {
+        let until = u64::try_from(SET_ASIDE.as_millis()).unwrap_or(u64::MAX);
+        cluster.assume(uid, node, plan.claim, binder.now() + until);
     }
 }
 
@@ -192,7 +233,60 @@ async fn evict(client: &Client, name: &str, uid: &str) -> kube::Result<()> {
     }
 }
 
-async fn tell(recorder: &Recorder, name: &str, uid: &str, by: &str, node: &str) {
+/// Why a pod is evicted.
+#[derive(Clone, Copy)]
+enum Why {
+    Priority,
+    Room,
+}
+
+impl Why {
+    fn reason(self) -> &'static str {
+        match self {
+            Self::Priority => "Preempted",
+            Self::Room => "Moved",
+        }
+    }
+
+    fn note(self, pod: &str, node: &str) -> String {
+        match self {
+            Self::Priority => format!(
+                "Preempted by pod {pod} on node {node}: it has a higher priority and finds no free GPU slices"
+            ),
+            Self::Room => format!(
+                "Restarted elsewhere, as {} allows, to make room on node {node} for pod {pod}",
+                keys::ALLOW_RESTART
+            ),
+        }
+    }
+}
+
+/// The one pod whose restart makes room, of those that allow it, and the node it leaves.
+async fn by_restart(
+    cluster: &Shared,
+    refused: &Refused,
+    config: &Config,
+    spared: &BTreeSet<PodUid>,
+) -> Option<(String, PodUid)> {
+    let view = {
+        let cluster = cluster.read();
+        let mut all = cluster.nodes().flat_map(|(name, _)| cluster.pods_on(name));
+        let any = all.any(|uid| cluster.about(uid).is_some_and(|about| about.movable));
+        any.then(|| cluster.clone())?
+    };
+    let (demand, config, spared) = (refused.demand.clone(), config.clone(), spared.clone());
+    // Every placement of every movable pod is looked at: not on the thread that answers kube-scheduler.
+    let found = tokio::task::spawn_blocking(move || {
+        room(&view, &demand, &config, 1, |uid| {
+            !spared.contains(uid) && view.about(uid).is_some_and(|a| a.movable && !a.ending)
+        })
+    });
+    let room = found.await.ok()??;
+    let (uid, _) = room.moves.into_iter().next()?;
+    Some((room.choice.node, uid))
+}
+
+async fn tell(recorder: &Recorder, name: &str, uid: &str, reason: &str, note: String) {
     let (namespace, name) = name.split_once('/').unwrap_or(("default", name));
     let about = ObjectReference {
         api_version: Some("v1".to_owned()),
@@ -204,10 +298,8 @@ async fn tell(recorder: &Recorder, name: &str, uid: &str, by: &str, node: &str) 
     };
     let event = Event {
         type_: EventType::Normal,
-        reason: "Preempted".to_owned(),
-        note: Some(format!(
-            "Preempted by pod {by} on node {node}: it has a higher priority and finds no free GPU slices"
-        )),
+        reason: reason.to_owned(),
+        note: Some(note),
         action: "Preempting".to_owned(),
         secondary: None,
     };
@@ -242,7 +334,7 @@ mod tests {
             let about = About {
                 name: format!("default/{uid}"),
                 priority,
-                ending: false,
+                ..About::default()
             };
             cluster.describe(uid, about);
         }
@@ -288,25 +380,29 @@ mod tests {
         let refused = |priority| Refused::new("default/p", pod_demand("40000"), Some(priority));
         let (none, config) = (BTreeSet::new(), Config::default());
         let mut cluster = cluster();
-        let chosen = choose(&cluster, &refused(9), &config, &none, &none);
+        let chosen = choose(&cluster, "u", &refused(9), &config, &none, &none);
         assert_eq!(chosen, Some(("n".to_owned(), vec!["a".to_owned()])));
         let spared = BTreeSet::from(["a".to_owned()]);
-        let chosen = choose(&cluster, &refused(9), &config, &none, &spared);
+        let chosen = choose(&cluster, "u", &refused(9), &config, &none, &spared);
         assert_eq!(chosen, Some(("n".to_owned(), vec!["b".to_owned()])));
+        let waits = Some(("n".to_owned(), vec![]));
+        let chosen = choose(&cluster, "u", &refused(9), &config, &spared, &none);
+        assert_eq!(chosen, waits, "a was evicted");
         assert_eq!(
-            choose(&cluster, &refused(9), &config, &spared, &none),
-            None,
-            "a was evicted"
+            choose(&cluster, "u", &refused(1), &config, &none, &none),
+            None
         );
-        assert_eq!(choose(&cluster, &refused(1), &config, &none, &none), None);
         let never = Refused::new("default/p", pod_demand("40000"), None);
-        assert_eq!(choose(&cluster, &never, &config, &none, &none), None);
+        assert_eq!(choose(&cluster, "u", &never, &config, &none, &none), None);
         let about = About {
             ending: true,
             ..cluster.about("b").unwrap().clone()
         };
         cluster.describe("b", about);
-        assert_eq!(choose(&cluster, &refused(9), &config, &none, &none), None);
+        assert_eq!(
+            choose(&cluster, "u", &refused(9), &config, &none, &none),
+            waits
+        );
     }
 
     fn pod_demand(mib: &str) -> Demand {

@@ -17,6 +17,9 @@ const NAMED: usize = 3;
 pub fn filter(args: ExtenderArgs, cluster: &Cluster, config: &Config) -> FilterResult {
     let mut result = FilterResult::default();
     let names = args.names();
+    // What was set aside for the pod is its own.
+    let uid = args.pod.uid();
+    let own: BTreeSet<&str> = uid.as_deref().into_iter().collect();
     let keep = match Demand::read(&daemon::pods::request(&args.pod), config) {
         Err(error) => {
             result.error = error.to_string();
@@ -26,7 +29,7 @@ pub fn filter(args: ExtenderArgs, cluster: &Cluster, config: &Config) -> FilterR
         Ok(Some(demand)) => {
             let mut keep = BTreeSet::new();
             for name in &names {
-                match cluster.plan(name, &demand, config) {
+                match cluster.plan_without(name, &demand, config, &own) {
                     Ok(_) => {
                         keep.insert(name.clone());
                     }
@@ -80,7 +83,9 @@ pub fn prioritize(args: &ExtenderArgs, cluster: &Cluster, config: &Config) -> Ve
     let Ok(Some(demand)) = Demand::read(&daemon::pods::request(&args.pod), config) else {
         return names.into_iter().map(|name| score(name, 0)).collect();
     };
-    let ranked = cluster.rank(names.iter().map(String::as_str), &demand, config);
+    let uid = args.pod.uid();
+    let own: BTreeSet<&str> = uid.as_deref().into_iter().collect();
+    let ranked = cluster.rank_without(names.iter().map(String::as_str), &demand, config, &own);
     let hinted = |choice: &Choice| demand.hint.as_deref() == Some(&choice.node);
     let mut scores = Vec::with_capacity(names.len());
     let mut current = BEST;

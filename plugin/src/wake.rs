@@ -22,6 +22,8 @@ use tokio::sync::mpsc;
 
 /// A pod that was refused by more nodes than this is taken to wait for any.
 const NAMED: usize = 128;
+/// For so many pods that still do not fit another way to make room is looked for.
+const AGAIN: usize = 16;
 /// What comes in a burst (instances of one pod, pods of one deployment) is told once.
 const BURST: Duration = Duration::from_millis(20);
 
@@ -75,6 +77,18 @@ impl Waiting {
         self.lock().get(uid).cloned()
     }
 
+    /// Some of the pods that wait, the most important first.
+    fn first(&self) -> Vec<PodUid> {
+        let waiting = self.lock();
+        let mut all: Vec<_> = waiting
+            .iter()
+            .map(|(uid, pod)| (pod.priority, uid))
+            .collect();
+        all.sort_by_key(|(priority, _)| std::cmp::Reverse(*priority));
+        let some = all.into_iter().take(AGAIN);
+        some.map(|(_, uid)| uid.clone()).collect()
+    }
+
     /// Forgets a pod that is bound, over or gone.
     pub fn gone(&self, uid: &str) {
         self.lock().remove(uid);
@@ -84,9 +98,11 @@ impl Waiting {
     pub fn fits(&self, node: &str, cluster: &Cluster, config: &Config) -> bool {
         let mut waiting = self.lock();
         let before = waiting.len();
-        waiting.retain(|_, refused| {
+        waiting.retain(|uid, refused| {
             let asked = refused.nodes.is_empty() || refused.nodes.contains(node);
-            !(asked && cluster.plan(node, &refused.demand, config).is_ok())
+            let own = BTreeSet::from([uid.as_str()]);
+            let plan = || cluster.plan_without(node, &refused.demand, config, &own);
+            !(asked && plan().is_ok())
         });
         waiting.len() < before
     }
@@ -103,6 +119,7 @@ pub async fn run(
     config: Config,
     waiting: Waiting,
     mut freed: mpsc::UnboundedReceiver<String>,
+    still_waiting: mpsc::UnboundedSender<PodUid>,
 ) {
     let nodes: Api<Node> = Api::all(client);
     while let Some(first) = freed.recv().await {
@@ -112,6 +129,10 @@ pub async fn run(
             names.insert(more);
         }
         names.retain(|name| waiting.fits(name, &cluster.read(), &config));
+        for uid in waiting.first() {
+            // The receiver lives as long as the process.
+            drop(still_waiting.send(uid));
+        }
         for name in names {
             let now = k8s_openapi::jiff::Timestamp::now().to_string();
             let annotations = serde_json::json!({ keys::FREED: now });

@@ -37,6 +37,7 @@ pub(crate) const SCENARIOS: &[(&str, Scenario)] = scenarios![
     placement::what_does_not_fit_waits_and_says_what_would,
     placement::a_count_alone_is_whole_gpus,
     placement::a_more_important_pod_displaces_the_cheapest,
+    placement::a_pod_that_allows_it_restarts_elsewhere_to_make_room,
     admission::nonsense_is_refused_in_one_sentence,
     admission::annotations_of_tessera_are_written_by_tessera_alone,
     containers::each_container_has_exactly_its_devices,

@@ -3,11 +3,15 @@
 use std::collections::BTreeSet;
 
 use anyhow::{Context, ensure};
-use k8s_openapi::api::scheduling::v1::PriorityClass;
-use kube::{Api, ResourceExt, api::PostParams};
+use e2e::wait::until;
+use k8s_openapi::api::{apps::v1::Deployment, scheduling::v1::PriorityClass};
+use kube::{
+    Api, ResourceExt,
+    api::{DeleteParams, ListParams, PostParams},
+};
 use serde_json::json;
 
-use super::{Fingerprint, REAL, Seen, World, annotated, gpus, pod};
+use super::{Fingerprint, PATIENCE, REAL, Seen, World, annotated, gpus, pod};
 
 pub(crate) async fn sizes_fit_in_any_order_and_disturb_nobody(world: World) -> anyhow::Result<()> {
     let cards = world.tessera.gpu_node(REAL).await?.gpus;
@@ -151,5 +155,58 @@ pub(crate) async fn a_more_important_pod_displaces_the_cheapest(
         ensure!(phase.as_deref() == Some("Running"), "{name} is {phase:?}");
     }
     ensure!(world.pods().get_opt("whole").await?.is_none(), "it goes on");
+    Ok(())
+}
+
+pub(crate) async fn a_pod_that_allows_it_restarts_elsewhere_to_make_room(
+    world: World,
+) -> anyhow::Result<()> {
+    world
+        .create_and_run(&pod("half-a", Some(REAL), &gpus(1, 40_000)))
+        .await?;
+    world
+        .create_and_run(&pod("half-b", Some(REAL), &gpus(1, 40_000)))
+        .await?;
+    let template = pod("small", Some(REAL), &gpus(1, 8_000));
+    let deployment = json!({
+        "metadata": { "name": "small" },
+        "spec": {
+            "selector": { "matchLabels": { "app": "small" } },
+            "template": {
+                "metadata": {
+                    "labels": { "app": "small" },
+                    "annotations": { "nvidia.com/allow-restart": "true" },
+                },
+                "spec": template["spec"],
+            },
+        },
+    });
+    let deployments: Api<Deployment> = Api::default_namespaced(world.tessera.cluster.client());
+    deployments
+        .create(&PostParams::default(), &serde_json::from_value(deployment)?)
+        .await?;
+    let small = async || {
+        let selector = ListParams::default().labels("app=small");
+        let pods = world.pods().list(&selector).await.ok()?.items.into_iter();
+        let mut running = pods.filter(|pod| {
+            let phase = pod.status.as_ref().and_then(|s| s.phase.as_deref());
+            phase == Some("Running") && pod.metadata.deletion_timestamp.is_none()
+        });
+        running.next().map(|pod| pod.name_any())
+    };
+    let before = until("the deployment's pod to run", PATIENCE, small).await?;
+    world.delete("half-a").await?;
+    // A half is free on one card, and the small pod stands on the other.
+    world
+        .create_and_run(&pod("whole", Some(REAL), &gpus(1, 80_000)))
+        .await?;
+    let after = until("the deployment's pod to run again", PATIENCE, small).await?;
+    ensure!(before != after, "it was not restarted");
+    world
+        .event(&before, &["Restarted elsewhere", "default/whole"])
+        .await?;
+    deployments
+        .delete("small", &DeleteParams::default())
+        .await?;
     Ok(())
 }
