@@ -1,6 +1,6 @@
 # Thin: each target is the few commands that it names. The test cluster needs root.
 
-.PHONY: build demo test bench bench-placement lint clean
+.PHONY: build demo test bench bench-placement crash lint clean
 
 build: ## All programs, and what the test cluster needs.
 	sh e2e/install.sh
@@ -20,6 +20,9 @@ bench: build ## Time from bind to a running container, with GPU and without. End
 bench-placement: ## The rules of placement compared: docs/placement.md.
 	cargo bench -p tessera-domain --features fixtures --bench placement
 	cargo bench -p tessera-domain --features fixtures --bench planning
+
+crash: ## Kills the agent at every call of NVML and every write of its journal (some ten minutes).
+	CRASH_STRIDE=1 cargo test -p tessera-nodeagent --test crash -- --nocapture
 
 lint: ## Format, lints, docs, and the purity of the model.
 	cargo fmt --all --check
