@@ -1,6 +1,8 @@
 # Thin: each target is the few commands that it names. The test cluster needs root.
 
-.PHONY: build demo test bench bench-placement crash lint clean
+.PHONY: build demo test bench bench-placement crash chaos lint clean
+
+DURATION ?= 120
 
 build: ## All programs, and what the test cluster needs.
 	sh e2e/install.sh
@@ -23,6 +25,10 @@ bench-placement: ## The rules of placement compared: docs/placement.md.
 
 crash: ## Kills the agent at every call of NVML and every write of its journal (some ten minutes).
 	CRASH_STRIDE=1 cargo test -p tessera-nodeagent --test crash -- --nocapture
+
+chaos: build ## Random pods while parts are killed at random, for DURATION seconds. Ends the demo's cluster.
+	target/debug/tessera-e2e down
+	target/debug/tessera-e2e chaos --duration $(DURATION)
 
 lint: ## Format, lints, docs, and the purity of the model.
 	cargo fmt --all --check

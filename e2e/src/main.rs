@@ -2,9 +2,15 @@
 #![allow(clippy::print_stdout, reason = "a command that prints")]
 
 mod bench;
+mod chaos;
 mod demo;
 
-use std::{ffi::OsString, path::PathBuf, process::ExitCode, time::Instant};
+use std::{
+    ffi::OsString,
+    path::PathBuf,
+    process::ExitCode,
+    time::{Duration, Instant},
+};
 
 use clap::{Parser, Subcommand};
 use e2e::{Cluster, layout, table};
@@ -27,6 +33,15 @@ enum Command {
     Demo,
     /// Measure the start of pods with GPU and without.
     Bench,
+    /// Random pods, parts that are killed at random, and a checker of what must hold.
+    Chaos {
+        /// Seconds.
+        #[arg(long, default_value_t = 120)]
+        duration: u64,
+        /// The same seed does the same.
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+    },
     /// Show which pod has what.
     Show,
     /// End it and remove every trace.
@@ -56,6 +71,9 @@ async fn main() -> anyhow::Result<ExitCode> {
         }
         Command::Demo => demo::run(&dir).await?,
         Command::Bench => bench::run(&dir).await?,
+        Command::Chaos { duration, seed } => {
+            chaos::run(&dir, Duration::from_secs(duration), seed).await?;
+        }
         Command::Show => {
             let cluster = Cluster::attach(&dir).await?;
             println!("{}", table::table(&table::rows(cluster.client()).await?));
