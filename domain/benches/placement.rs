@@ -191,6 +191,7 @@ fn main() {
     if args.rule.is_empty() {
         rows.extend([Row::OneMove, Row::Repacked]);
     }
+    let mut known: Vec<(&str, Layouts)> = Vec::new();
     for name in &args.model {
         let Some(layouts) = fixtures::model(name).as_ref().and_then(Layouts::new) else {
             println!(
@@ -200,6 +201,13 @@ fn main() {
             continue;
         };
         println!("\n# {name}");
+        let same = known
+            .iter()
+            .find(|(_, other)| other.placements == layouts.placements);
+        if let Some((known, _)) = same {
+            println!("the same placements as {known}: the same figures");
+            continue;
+        }
         for &cards in &args.cards {
             for &load in &args.load {
                 lossy(&layouts, &rows, cards, load, args.runs);
@@ -216,6 +224,7 @@ fn main() {
                 }
             }
         }
+        known.push((name, layouts));
     }
 }
 

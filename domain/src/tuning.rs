@@ -5,8 +5,8 @@ use crate::{Fleet, Layouts, Parameters, Weighing, churn};
 /// Cards, arrivals and runs of a simulation; the load is the one at which packing matters.
 const CARDS: u32 = 64;
 const ARRIVALS: u32 = 64 * 60;
-const RUNS: u64 = 6;
-const LOAD: f64 = 0.95;
+const RUNS: u64 = 8;
+const LOAD: f64 = 1.0;
 
 /// The weighings that are tried, the default first.
 fn portfolio() -> Vec<Weighing> {
