@@ -15,7 +15,7 @@ test: build ## All tests, the scenarios on a real control plane among them. Ends
 	target/debug/tessera-e2e down
 	cargo test --workspace
 
-bench: build ## Time from bind to a running container, with GPU and without. Ends the demo's cluster.
+bench: build ## Time from bind to a running container, memory and idle time of each part. Ends the demo's cluster.
 	target/debug/tessera-e2e down
 	target/debug/tessera-e2e bench
 
@@ -23,7 +23,7 @@ bench-placement: ## The rules of placement compared: docs/placement.md.
 	cargo bench -p tessera-domain --features fixtures --bench placement
 	cargo bench -p tessera-domain --features fixtures --bench planning
 
-crash: ## Kills the agent at every call of NVML and every write of its journal (some ten minutes).
+crash: ## Kills the agent at every call of NVML and every write of its journal (half an hour on two cores).
 	CRASH_STRIDE=1 cargo test -p tessera-nodeagent --test crash -- --nocapture
 
 chaos: build ## Random pods while parts are killed at random, for DURATION seconds. Ends the demo's cluster.
