@@ -509,6 +509,15 @@ impl Thread {
                     ms = millis(started.elapsed()),
                     "Made an instance"
                 );
+                self.happen(Happening {
+                    pod_uid: Some(uid.clone()),
+                    warning: false,
+                    reason: "InstanceCreated",
+                    message: format!(
+                        "Made {} with {} MiB at slice {} of {} for container {container}",
+                        slot.profile, slot.mem, slot.start, slot.gpu
+                    ),
+                });
                 self.state
                     .create_failures
                     .remove(&(uid.clone(), slot.clone()));

@@ -41,6 +41,9 @@ pub(crate) async fn the_pod_of_the_seed_gets_two_instances_and_leaves_none(
         .kubectl(&["get", "gpunodes", REAL])
         .await?;
     ensure!(table.contains("=default/seed"), "{table}");
+    world
+        .event("seed", &["InstanceCreated", "1g.10gb with 9728 MiB"])
+        .await?;
 
     world.delete("seed").await?;
     until(
