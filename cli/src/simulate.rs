@@ -6,7 +6,7 @@ use std::{
 };
 
 use comfy_table::{Table, presets};
-use domain::{ClaimedDevice, Cluster, Config, GpuNodeStatus, Layouts, Rule, room};
+use domain::{ClaimedDevice, Cluster, Config, GpuNodeStatus, Layouts, Rule, churn::End, room};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
@@ -105,26 +105,6 @@ pub struct Sample {
     pub utilisation: f64,
     /// GPU parts given at once by GPU parts asked for, so far, percent.
     pub accepted: f64,
-}
-
-#[derive(Clone, Copy)]
-struct End(f64, usize);
-
-impl PartialEq for End {
-    fn eq(&self, other: &Self) -> bool {
-        self.cmp(other).is_eq()
-    }
-}
-impl Eq for End {}
-impl PartialOrd for End {
-    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
-        Some(self.cmp(other))
-    }
-}
-impl Ord for End {
-    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
-        other.0.total_cmp(&self.0).then(other.1.cmp(&self.1))
-    }
 }
 
 struct World<'a> {

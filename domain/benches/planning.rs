@@ -4,32 +4,14 @@
 
 use divan::{Bencher, counter::ItemsCount};
 use domain::{
-    CardSelector, Cluster, Config, ContainerDemand, ContainerKind, Demand, Memory, VgpuMode,
-    fixtures,
+    Cluster, Config, VgpuMode,
+    fixtures::{self, demand},
 };
 
 const GPUS: u32 = 8;
 
 fn main() {
     divan::main();
-}
-
-fn demand(mib: u64) -> Demand {
-    Demand {
-        mode: None,
-        containers: vec![ContainerDemand {
-            name: "main".to_owned(),
-            kind: ContainerKind::App,
-            count: 1,
-            memory: Memory::Mib(mib),
-            cores: 0,
-        }],
-        cards: CardSelector::default(),
-        node_policy: None,
-        gpu_policy: None,
-        hint: None,
-        allow_larger: false,
-    }
 }
 
 /// Nodes of eight A100, about two thirds held by pods of all sizes.

@@ -71,9 +71,9 @@ pub fn poisson(
         .collect()
 }
 
-/// An end; the earliest is the largest.
+/// When a pod ends, and its number; the earliest is the largest, as a heap wants it.
 #[derive(Clone, Copy, Debug)]
-struct End(f64, usize);
+pub struct End(pub f64, pub usize);
 
 impl PartialEq for End {
     fn eq(&self, other: &Self) -> bool {

@@ -326,6 +326,14 @@ impl Cluster {
     }
 
     fn put(&mut self, uid: &str, node: &str, claim: Claim, deadline: Option<u64>) {
+        // Every change of a pod's status comes here: what it holds is as it was.
+        if let Some(known) = self.pods.get_mut(uid)
+            && known.node == node
+            && known.claim == claim
+        {
+            known.deadline = deadline;
+            return;
+        }
         self.remove_pod(uid);
         for slot in claim.slots() {
             *self.claimed.entry(slot.profile.clone()).or_default() += 1;
@@ -508,25 +516,7 @@ impl Cluster {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{CardSelector, ContainerDemand, ContainerKind, Memory, fixtures};
-
-    fn one(mib: u64) -> Demand {
-        Demand {
-            mode: None,
-            containers: vec![ContainerDemand {
-                name: "c".into(),
-                kind: ContainerKind::App,
-                count: 1,
-                memory: Memory::Mib(mib),
-                cores: 0,
-            }],
-            cards: CardSelector::default(),
-            node_policy: None,
-            gpu_policy: None,
-            hint: None,
-            allow_larger: false,
-        }
-    }
+    use crate::fixtures::{self, demand as one};
 
     #[test]
     fn no_slice_is_wasted_while_many_cards_are_empty_and_the_counts_follow() {

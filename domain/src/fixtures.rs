@@ -2,7 +2,10 @@
 
 use serde::Deserialize;
 
-use crate::{Gpu, GpuNodeStatus, Model, Offer, VgpuMode};
+use crate::{
+    CardSelector, ContainerDemand, ContainerKind, Demand, Gpu, GpuNodeStatus, Memory, Model, Offer,
+    VgpuMode,
+};
 
 #[derive(Deserialize)]
 struct Entry {
@@ -96,6 +99,25 @@ pub fn a30() -> Model {
 /// NVIDIA RTX PRO 6000 Blackwell Server Edition: 12 memory slices.
 pub fn rtx_pro_6000() -> Model {
     known("rtx-pro-6000")
+}
+
+/// One device of at least so many MiB, in either mode.
+pub fn demand(mib: u64) -> Demand {
+    Demand {
+        mode: None,
+        containers: vec![ContainerDemand {
+            name: "main".to_owned(),
+            kind: ContainerKind::App,
+            count: 1,
+            memory: Memory::Mib(mib),
+            cores: 0,
+        }],
+        cards: CardSelector::default(),
+        node_policy: None,
+        gpu_policy: None,
+        hint: None,
+        allow_larger: false,
+    }
 }
 
 /// A healthy, empty node with `count` cards of one model; their UUIDs are `GPU-<name>-<index>`.

@@ -7,7 +7,11 @@ use std::{collections::BTreeSet, fmt, str::FromStr};
 
 use serde::Deserialize;
 
-use crate::{Layouts, Mix, Potential, Slices, StateId, Weighing, WindowId, tuning::tune};
+use crate::{
+    Layouts, Mix, Potential, Slices, StateId, Weighing, WindowId,
+    potential::{freedom, placements},
+    tuning::tune,
+};
 
 /// Tables that follow the mix are made again after so many requests.
 const REFRESH: u32 = 1_000;
@@ -552,17 +556,19 @@ impl<'a> Fleet<'a> {
             self.worth = Potential::new(layouts, weighing, &self.mix).of_states(layouts);
         }
         let (rule, worth) = (self.rule, &self.worth);
-        let freedom = if rule == Rule::HamiMaster {
-            freedom(layouts)
-        } else {
-            vec![]
-        };
+        let placements = placements(layouts);
         self.order = self.ordered(|state, window| {
             let after = usize::from(layouts.toggled(state, window).unwrap_or(state));
             match rule {
                 // Where the state decides alone, the start order chooses the window.
                 Rule::BestFit | Rule::Hami210Binpack => f64::from(layouts.free(state)),
-                Rule::HamiMaster => f64::from(layouts.free(state)) * 1e6 - freedom[after],
+                Rule::HamiMaster => {
+                    let held = layouts
+                        .windows_of(state)
+                        .chain([layouts.windows[usize::from(window)]]);
+                    let left = freedom(layouts.slices, &placements, held.collect());
+                    f64::from(layouts.free(state)) * 1e3 - left
+                }
                 _ if worth.is_empty() => 0.0,
                 _ => worth[usize::from(state)] - worth[after],
             }
@@ -621,31 +627,6 @@ impl<'a> Fleet<'a> {
             })
             .collect()
     }
-}
-
-/// The longest run of free slices of each state, and then how many placements are legal.
-fn freedom(layouts: &Layouts) -> Vec<f64> {
-    layouts
-        .ids()
-        .map(|state| {
-            let held = layouts.held(state);
-            let mut run = 0;
-            let mut longest = 0;
-            for slice in 0..layouts.slices {
-                run = if Slices::span(slice, 1).overlaps(held) {
-                    0
-                } else {
-                    run + 1
-                };
-                longest = longest.max(run);
-            }
-            let all = layouts.placements.iter().flatten();
-            let legal = all
-                .filter(|window| layouts.is_free(state, **window))
-                .count();
-            f64::from(longest) * 1e3 + f64::from(u32::try_from(legal).unwrap_or(0))
-        })
-        .collect()
 }
 
 /// The geometries that `HAMi` ships: as many as fit of one size, each rest filled with singles.

@@ -206,7 +206,7 @@ impl Potential {
             },
             Weighing::Filling => Form::Filling {
                 usable: usable(layouts),
-                placements: layouts.offers.iter().flat_map(Offer::windows).collect(),
+                placements: placements(layouts),
             },
         };
         let mut potential = Self {
@@ -256,16 +256,7 @@ impl Potential {
         let after = taken.union(placed);
         let wasted = (of(taken) - of(after) - f64::from(placed.count())).max(0.0);
         let free = f64::from(slices.saturating_sub(taken.count()));
-        let (mut run, mut longest) = (0, 0);
-        for slice in 0..self.slices {
-            let is_held = Slices::span(slice, 1).overlaps(after);
-            run = if is_held { 0 } else { run + 1 };
-            longest = longest.max(run);
-        }
-        let legal = placements.iter().filter(|window| !window.overlaps(after));
-        #[allow(clippy::cast_precision_loss, reason = "placements are few")]
-        let legal = legal.count() as f64 / (placements.len() + 1) as f64;
-        let left = (f64::from(longest) + legal) / f64::from(slices + 2);
+        let left = freedom(self.slices, placements, after) / f64::from(slices + 2);
         wasted * f64::from(slices + 1) + free - left
     }
 
@@ -321,6 +312,25 @@ impl Potential {
             })
             .collect()
     }
+}
+
+/// Every legal placement of every profile.
+pub(crate) fn placements(layouts: &Layouts) -> Vec<Slices> {
+    layouts.offers.iter().flat_map(Offer::windows).collect()
+}
+
+/// The longest run of free slices of a card, and, as a part of 1, how many placements are still legal.
+pub(crate) fn freedom(slices: u8, placements: &[Slices], taken: Slices) -> f64 {
+    let (mut run, mut longest) = (0, 0);
+    for slice in 0..slices {
+        let is_held = Slices::span(slice, 1).overlaps(taken);
+        run = if is_held { 0 } else { run + 1 };
+        longest = longest.max(run);
+    }
+    let legal = placements.iter().filter(|window| !window.overlaps(taken));
+    #[allow(clippy::cast_precision_loss, reason = "placements are few")]
+    let legal = legal.count() as f64 / (placements.len() + 1) as f64;
+    f64::from(longest) + legal
 }
 
 /// The most slices that disjoint windows can still take, for each set of slices that a state holds.

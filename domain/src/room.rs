@@ -215,23 +215,12 @@ fn subsets<T: Copy>(items: &[T], size: usize, one: &mut impl FnMut(&[T])) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{ContainerKind, VgpuMode, fixtures};
+    use crate::{VgpuMode, fixtures};
 
     fn one(mib: u64) -> Demand {
         Demand {
             mode: Some(VgpuMode::Mig),
-            containers: vec![ContainerDemand {
-                name: "c".into(),
-                kind: ContainerKind::App,
-                count: 1,
-                memory: Memory::Mib(mib),
-                cores: 0,
-            }],
-            cards: crate::CardSelector::default(),
-            node_policy: None,
-            gpu_policy: None,
-            hint: None,
-            allow_larger: false,
+            ..fixtures::demand(mib)
         }
     }
 

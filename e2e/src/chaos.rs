@@ -293,7 +293,7 @@ fn find_foreign(tessera: &Tessera) -> anyhow::Result<Option<Identity>> {
     Ok(at.next().map(|instance| (instance.id, instance.serial)))
 }
 
-/// The claims of the pods that hold something, by `namespace/name/uid`, and whether each runs.
+/// The claims of the pods that hold something, by UID: node, claim and the pod.
 async fn claims(tessera: &Tessera) -> kube::Result<BTreeMap<String, (String, Claim, Pod)>> {
     let pods: Api<Pod> = Api::default_namespaced(tessera.cluster.client());
     let all = pods.list(&ListParams::default()).await?;
