@@ -9,6 +9,8 @@ use crate::model::{Model, Profile, model};
 pub type Code = u32;
 /// Done.
 pub const SUCCESS: Code = 0;
+/// Not initialized.
+pub const UNINITIALIZED: Code = 1;
 /// Wrong argument or stale handle.
 pub const INVALID_ARGUMENT: Code = 2;
 /// Not on this card or in this mode.
@@ -19,6 +21,10 @@ pub const NO_PERMISSION: Code = 4;
 pub const NOT_FOUND: Code = 6;
 /// Buffer too small.
 pub const INSUFFICIENT_SIZE: Code = 7;
+/// Nothing came in time.
+pub const TIMEOUT: Code = 10;
+/// Fallen off the bus.
+pub const GPU_IS_LOST: Code = 15;
 /// Somebody uses it.
 pub const IN_USE: Code = 19;
 /// No room.
@@ -32,10 +38,17 @@ pub const UNKNOWN: Code = 999;
 pub const GI_PROFILES: u32 = 0x12;
 /// Constants of compute instance profiles that this library knows (`NVML_COMPUTE_INSTANCE_PROFILE_COUNT`).
 pub const CI_PROFILES: u32 = 9;
+/// `NVML_GPU_RECOVERY_ACTION_NONE`.
+pub const RECOVER_NOTHING: u32 = 0;
+/// `NVML_GPU_RECOVERY_ACTION_GPU_RESET`.
+pub const RECOVER_BY_RESET: u32 = 1;
+/// `NVML_GPU_RECOVERY_ACTION_NODE_REBOOT`.
+pub const RECOVER_BY_REBOOT: u32 = 2;
 /// Driver limit of GPU instances a card.
 const MOST_INSTANCES: usize = 8;
 
 /// A card.
+#[allow(clippy::struct_excessive_bools, reason = "facts that are independent")]
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Card {
     /// Key of its model.
@@ -56,6 +69,28 @@ pub struct Card {
     pub instances: Vec<Instance>,
     /// Number of instances ever made: a handle is good for one of them only.
     pub serial: u32,
+    /// Whether it has fallen off the bus: every call on it is [`GPU_IS_LOST`].
+    #[serde(default)]
+    pub lost: bool,
+    /// `nvmlDeviceGpuRecoveryAction_t`.
+    #[serde(default)]
+    pub recovery_action: u32,
+    /// Rows of its memory that were remapped.
+    #[serde(default)]
+    pub remapped: Remapped,
+}
+
+/// Rows of memory that were replaced by spare ones after errors.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Remapped {
+    /// Rows remapped after correctable errors.
+    pub correctable: u32,
+    /// Rows remapped after uncorrectable errors.
+    pub uncorrectable: u32,
+    /// Whether one takes effect only at the next reset.
+    pub pending: bool,
+    /// Whether one failed: no spare row was left.
+    pub failed: bool,
 }
 
 /// A GPU instance.
@@ -403,20 +438,38 @@ impl Card {
             self.pending = on;
             return Ok(IN_USE);
         }
-        (self.mig, self.pending) = (on, on);
+        self.pending = on;
+        if self.mig != on && self.model().is_ampere() {
+            self.reset();
+        }
+        self.mig = on;
         Ok(SUCCESS)
     }
 
-    /// A GPU reset: instances are lost, the pending mode takes effect.
+    /// A GPU reset: instances are lost; the pending mode and pending remappings take effect, and it repairs what a
+    /// reset can repair.
     pub fn reset(&mut self) {
         self.instances.clear();
         self.mig = self.pending;
+        self.remapped.pending = false;
+        if self.recovery_action != RECOVER_BY_REBOOT {
+            self.recovery_action = RECOVER_NOTHING;
+        }
     }
 
-    /// A reboot: as a reset, and only Ampere remembers its mode.
+    /// A reboot: as a reset, but it repairs all, and only Ampere remembers its mode.
     pub fn reboot(&mut self) {
         self.pending = self.pending && self.model().is_ampere();
         self.reset();
+        self.lost = false;
+        self.recovery_action = RECOVER_NOTHING;
+    }
+
+    /// The card is as healthy as a new one; its instances live on.
+    pub fn recover(&mut self) {
+        self.lost = false;
+        self.recovery_action = RECOVER_NOTHING;
+        self.remapped = Remapped::default();
     }
 }
 
@@ -452,6 +505,9 @@ mod tests {
             pending: true,
             instances: vec![],
             serial: 0,
+            lost: false,
+            recovery_action: RECOVER_NOTHING,
+            remapped: Remapped::default(),
         }
     }
 
@@ -590,6 +646,43 @@ mod tests {
             (false, 0),
             "Hopper forgets"
         );
+    }
+
+    #[test]
+    fn a_reset_repairs_what_it_can_and_a_reboot_the_rest() {
+        let broken = |key: &str, recovery_action: u32| {
+            let mut card = card(key);
+            (card.lost, card.recovery_action) = (true, recovery_action);
+            (card.remapped.uncorrectable, card.remapped.pending) = (1, true);
+            card
+        };
+        let health = |card: &Card| {
+            (
+                card.lost,
+                card.recovery_action,
+                card.remapped.pending,
+                card.remapped.uncorrectable,
+            )
+        };
+        let mut hopper = broken("H100-SXM5-80GB", RECOVER_BY_RESET);
+        hopper.set_mig(false, false).unwrap();
+        assert_eq!(
+            health(&hopper),
+            (true, 1, true, 1),
+            "its mode needs no reset"
+        );
+        hopper.reset();
+        assert_eq!(health(&hopper), (true, 0, false, 1));
+        let mut ampere = broken("A30-24GB", RECOVER_BY_RESET);
+        ampere.set_mig(true, false).unwrap();
+        assert_eq!(health(&ampere), (true, 1, true, 1), "nothing changes");
+        ampere.set_mig(false, false).unwrap();
+        assert_eq!(health(&ampere), (true, 0, false, 1), "a mode is a reset");
+        let mut worse = broken("A30-24GB", RECOVER_BY_REBOOT);
+        worse.reset();
+        assert_eq!(health(&worse), (true, 2, false, 1));
+        worse.reboot();
+        assert_eq!(health(&worse), (false, 0, false, 1));
     }
 
     proptest::proptest! {

@@ -7,27 +7,35 @@
 )]
 
 use std::{
-    ffi::{CStr, c_char, c_uint},
+    collections::BTreeMap,
+    ffi::{CStr, c_char, c_int, c_uint, c_ulonglong},
     fs::File,
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
     ptr,
-    sync::Mutex,
-    time::Duration,
+    sync::{
+        Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant, SystemTime},
 };
 
 use nvml_wrapper_sys::bindings::{
+    field_id::{NVML_FI_DEV_GET_GPU_RECOVERY_ACTION, NVML_FI_DEV_IS_RESETLESS_MIG_SUPPORTED},
     nvmlComputeInstance_t, nvmlComputeInstanceInfo_t, nvmlComputeInstanceProfileInfo_t,
-    nvmlDevice_t, nvmlDeviceAttributes_t, nvmlGpuInstance_t, nvmlGpuInstanceInfo_t,
-    nvmlGpuInstancePlacement_t, nvmlGpuInstanceProfileInfo_t, nvmlGpuInstanceProfileInfo_v2_t,
-    nvmlMemory_t, nvmlMemory_v2_t, nvmlPciInfo_t, nvmlProcessInfo_t,
+    nvmlDevice_t, nvmlDeviceAttributes_t, nvmlEventData_t, nvmlEventSet_t, nvmlFieldValue_t,
+    nvmlGpuInstance_t, nvmlGpuInstanceInfo_t, nvmlGpuInstancePlacement_t,
+    nvmlGpuInstanceProfileInfo_t, nvmlGpuInstanceProfileInfo_v2_t, nvmlMemory_t, nvmlMemory_v2_t,
+    nvmlPciInfo_t, nvmlProcessInfo_t, nvmlValueType_enum_NVML_VALUE_TYPE_UNSIGNED_INT,
 };
 
 use crate::{
     card::{
-        ARGUMENT_VERSION_MISMATCH, Card, Code, Compute, GI_PROFILES, IN_USE, INSUFFICIENT_SIZE,
-        INVALID_ARGUMENT, Instance, NO_PERMISSION, NOT_FOUND, NOT_SUPPORTED, SUCCESS, UNKNOWN,
+        ARGUMENT_VERSION_MISMATCH, Card, Code, Compute, GI_PROFILES, GPU_IS_LOST, IN_USE,
+        INSUFFICIENT_SIZE, INVALID_ARGUMENT, Instance, NO_PERMISSION, NOT_FOUND, NOT_SUPPORTED,
+        SUCCESS, TIMEOUT, UNINITIALIZED, UNKNOWN,
     },
+    event::{EventSet, KINDS},
     store::{Action, Holder, State, Store, ci_minor, gi_minor},
 };
 
@@ -94,10 +102,16 @@ impl Handle {
     }
 
     fn card(self, state: &State) -> Result<&Card, Code> {
-        state.cards.get(self.index()).ok_or(INVALID_ARGUMENT)
+        let card = state.cards.get(self.index()).ok_or(INVALID_ARGUMENT)?;
+        if card.lost {
+            Err(GPU_IS_LOST)
+        } else {
+            Ok(card)
+        }
     }
 
     fn card_mut(self, state: &mut State) -> Result<&mut Card, Code> {
+        self.card(state)?;
         state.cards.get_mut(self.index()).ok_or(INVALID_ARGUMENT)
     }
 
@@ -159,11 +173,27 @@ fn kill_self() {
     unsafe { libc::kill(libc::getpid(), libc::SIGKILL) };
 }
 
-/// Every call goes through here: faults first, then the work on the locked state.
+/// Work on the locked state.
+fn locked<T>(store: &Store, work: impl FnOnce(&mut State) -> Result<T, Code>) -> Result<T, Code> {
+    store.with(work).unwrap_or(Err(DRIVER_NOT_LOADED))
+}
+
+/// Most calls: work on the locked state.
 fn call(
     name: &str,
     gpu: Option<usize>,
     work: impl FnOnce(&Store, &mut State) -> Result<(), Code>,
+) -> Code {
+    faulty(name, gpu, |store, _| {
+        locked(store, |state| work(store, state))
+    })
+}
+
+/// Every call goes through here: faults first, then the work, which knows the fault.
+fn faulty(
+    name: &str,
+    gpu: Option<usize>,
+    work: impl FnOnce(&Store, Option<Action>) -> Result<(), Code>,
 ) -> Code {
     let done = catch_unwind(AssertUnwindSafe(|| {
         let store = Store::new(&directory());
@@ -175,13 +205,9 @@ fn call(
                 std::thread::sleep(Duration::from_hours(1));
             },
             Some(Action::KillBefore) => kill_self(),
-            Some(Action::KillAfter) | None => {}
+            Some(Action::KillAfter | Action::Activation(_)) | None => {}
         }
-        let result = match store.with(|state| work(&store, state)) {
-            Ok(Ok(())) => SUCCESS,
-            Ok(Err(code)) => code,
-            Err(_) => DRIVER_NOT_LOADED,
-        };
+        let result = work(&store, action).map_or_else(|code| code, |()| SUCCESS);
         if action == Some(Action::KillAfter) {
             kill_self();
         }
@@ -250,18 +276,43 @@ fn put_list<T: Copy>(
     Ok(())
 }
 
+/// How often this process has initialized NVML, and its session.
+static SESSION: Mutex<Option<(u32, File)>> = Mutex::new(None);
+
+fn initialize(name: &str) -> Code {
+    call(name, None, |store, _| {
+        let mut session = SESSION.lock().map_err(|_| UNKNOWN)?;
+        match session.as_mut() {
+            Some((times, _)) => *times += 1,
+            None => *session = Some((1, store.session().map_err(|_| DRIVER_NOT_LOADED)?)),
+        }
+        Ok(())
+    })
+}
+
 #[unsafe(no_mangle)]
 pub extern "C" fn nvmlInit_v2() -> Code {
-    call("nvmlInit_v2", None, |_, _| Ok(()))
+    initialize("nvmlInit_v2")
 }
 
 #[unsafe(no_mangle)]
 pub extern "C" fn nvmlInitWithFlags(_flags: c_uint) -> Code {
-    call("nvmlInitWithFlags", None, |_, _| Ok(()))
+    initialize("nvmlInitWithFlags")
 }
 
 #[unsafe(no_mangle)]
 pub extern "C" fn nvmlShutdown() -> Code {
+    let Ok(mut session) = SESSION.lock() else {
+        return UNKNOWN;
+    };
+    match session.take() {
+        None => return UNINITIALIZED,
+        Some((1, file)) => {
+            // Not only closed: a child that is being started may have the file, too.
+            let _ = file.unlock();
+        }
+        Some((times, file)) => *session = Some((times - 1, file)),
+    }
     SUCCESS
 }
 
@@ -269,12 +320,14 @@ pub extern "C" fn nvmlShutdown() -> Code {
 pub extern "C" fn nvmlErrorString(code: Code) -> *const c_char {
     let text: &CStr = match code {
         0 => c"Success",
+        1 => c"Uninitialized",
         2 => c"Invalid Argument",
         3 => c"Not Supported",
         4 => c"Insufficient Permissions",
         6 => c"Not Found",
         7 => c"Insufficient Size",
         9 => c"Driver Not Loaded",
+        10 => c"Timeout",
         15 => c"GPU is lost",
         16 => c"GPU requires reset",
         19 => c"In use by another client",
@@ -296,6 +349,23 @@ pub extern "C" fn nvmlSystemGetDriverVersion(out: *mut c_char, length: c_uint) -
 pub extern "C" fn nvmlSystemGetNVMLVersion(out: *mut c_char, length: c_uint) -> Code {
     call("nvmlSystemGetNVMLVersion", None, |_, _| {
         put_text(out, length, "13.580.95.05")
+    })
+}
+
+#[unsafe(no_mangle)]
+pub extern "C" fn nvmlSystemGetProcessName(pid: c_uint, out: *mut c_char, length: c_uint) -> Code {
+    call("nvmlSystemGetProcessName", None, |_, _| {
+        let Some(room) = (length as usize).checked_sub(1) else {
+            return Err(INVALID_ARGUMENT);
+        };
+        let line = std::fs::read(format!("/proc/{pid}/cmdline")).map_err(|_| NOT_FOUND)?;
+        let name = line.split(|byte| *byte == 0).next().unwrap_or_default();
+        if name.is_empty() {
+            return Err(NOT_FOUND);
+        }
+        // NVML crops.
+        let name = String::from_utf8_lossy(name);
+        put_text(out, length, &name[..name.floor_char_boundary(room)])
     })
 }
 
@@ -325,7 +395,9 @@ pub extern "C" fn nvmlDeviceGetHandleByIndex_v2(index: c_uint, out: *mut nvmlDev
                 .enumerate()
                 .filter(|(_, card)| sees_card(dev.as_deref(), card));
             let (at, _) = seen.nth(index as usize).ok_or(INVALID_ARGUMENT)?;
-            put(out, Handle::new(GPU, at, 0, 0, 0).pack())
+            let handle = Handle::new(GPU, at, 0, 0, 0);
+            handle.card(state)?;
+            put(out, handle.pack())
         },
     )
 }
@@ -346,15 +418,19 @@ pub extern "C" fn nvmlDeviceGetHandleByUUID(uuid: *const c_char, out: *mut nvmlD
             .filter(|(_, card)| sees_card(dev.as_deref(), card))
         {
             let own = card.uuid();
+            let found = |handle: Handle| {
+                handle.card(state)?;
+                put(out, handle.pack())
+            };
             if own == text {
-                return put(out, Handle::new(GPU, at, 0, 0, 0).pack());
+                return found(Handle::new(GPU, at, 0, 0, 0));
             }
             for (instance, compute) in card.mig_devices() {
                 let old = format!("MIG-{own}/{}/{}", instance.id, compute.id);
                 if (card.mig_uuid(instance, compute) == text || old == text)
                     && sees_mig(dev.as_deref(), card, instance.id, compute.id)
                 {
-                    return put(out, Handle::new(MIG, at, instance.id, compute.id, 0).pack());
+                    return found(Handle::new(MIG, at, instance.id, compute.id, 0));
                 }
             }
         }
@@ -468,15 +544,38 @@ device!(nvmlDeviceGetMigMode, &[GPU], (current: *mut c_uint, pending: *mut c_uin
     put(current, card.mig.into())?;
     put(pending, card.pending.into())
 });
-device!(nvmlDeviceSetMigMode, &[GPU], (mode: c_uint, activation: *mut Code), |handle, store, state| {
-    privileged()?;
-    if mode > 1 || activation.is_null() {
-        return Err(INVALID_ARGUMENT);
-    }
-    let held = store.holders().iter().any(|holder| holder.gpu == handle.index());
-    let status = handle.card_mut(state)?.set_mig(mode == 1, held)?;
-    put(activation, status)
-});
+
+#[unsafe(no_mangle)]
+pub extern "C" fn nvmlDeviceSetMigMode(
+    device: nvmlDevice_t,
+    mode: c_uint,
+    activation: *mut Code,
+) -> Code {
+    let handle = match Handle::unpack(device, &[GPU, MIG]) {
+        Ok(handle) => handle,
+        Err(code) => return code,
+    };
+    let gpu = handle.index();
+    faulty("nvmlDeviceSetMigMode", Some(gpu), |store, fault| {
+        locked(store, |state| {
+            let card = handle.card_mut(state)?;
+            if handle.kind == MIG {
+                return Err(NOT_SUPPORTED);
+            }
+            privileged()?;
+            if mode > 1 || activation.is_null() {
+                return Err(INVALID_ARGUMENT);
+            }
+            if let Some(Action::Activation(code)) = fault {
+                card.pending = mode == 1;
+                return put(activation, code);
+            }
+            let held = store.holders().iter().any(|holder| holder.gpu == gpu);
+            put(activation, card.set_mig(mode == 1, held)?)
+        })
+    })
+}
+
 device!(nvmlDeviceGetMaxMigDeviceCount, &[GPU], (out: *mut c_uint), |handle, _store, state| {
     let card = handle.card(state)?;
     put(out, if card.mig { card.model().compute_slices.into() } else { 0 })
@@ -531,6 +630,112 @@ device!(nvmlDeviceGetComputeRunningProcesses_v3, &[GPU, MIG], (count: *mut c_uin
     let infos: Vec<_> = of_device.iter().map(|holder| nvmlProcessInfo_t { pid: holder.pid, ..blank }).collect();
     put_list(out, count, &infos, false)
 });
+device!(nvmlDeviceGetGraphicsRunningProcesses_v3, &[GPU, MIG], (count: *mut c_uint, out: *mut nvmlProcessInfo_t), |_handle, _store, _state| {
+    put_list(out, count, &[], false)
+});
+device!(nvmlDeviceGetRemappedRows, &[GPU], (correctable: *mut c_uint, uncorrectable: *mut c_uint, pending: *mut c_uint, failed: *mut c_uint), |handle, _store, state| {
+    let rows = handle.card(state)?.remapped;
+    put(correctable, rows.correctable)?;
+    put(uncorrectable, rows.uncorrectable)?;
+    put(pending, rows.pending.into())?;
+    put(failed, rows.failed.into())
+});
+device!(nvmlDeviceGetFieldValues, &[GPU], (count: c_int, fields: *mut nvmlFieldValue_t), |handle, _store, state| {
+    let card = handle.card(state)?;
+    let count = usize::try_from(count).unwrap_or_default();
+    if count == 0 || fields.is_null() {
+        return Err(INVALID_ARGUMENT);
+    }
+    let now = SystemTime::UNIX_EPOCH.elapsed().map_or(0, |time| time.as_micros());
+    // SAFETY: not null; the caller gives `count` of them.
+    for field in unsafe { std::slice::from_raw_parts_mut(fields, count) } {
+        let value = match field.fieldId {
+            NVML_FI_DEV_GET_GPU_RECOVERY_ACTION => Some(card.recovery_action),
+            NVML_FI_DEV_IS_RESETLESS_MIG_SUPPORTED => Some((!card.model().is_ampere()).into()),
+            _ => None,
+        };
+        field.timestamp = i64::try_from(now).unwrap_or_default();
+        field.latencyUsec = 0;
+        field.nvmlReturn = if value.is_some() { SUCCESS } else { NOT_SUPPORTED };
+        field.valueType = nvmlValueType_enum_NVML_VALUE_TYPE_UNSIGNED_INT;
+        field.value.uiVal = value.unwrap_or_default();
+    }
+    Ok(())
+});
+device!(nvmlDeviceGetSupportedEventTypes, &[GPU], (out: *mut c_ulonglong), |_handle, _store, _state| put(out, KINDS));
+device!(nvmlDeviceRegisterEvents, &[GPU, MIG], (types: c_ulonglong, set: nvmlEventSet_t), |handle, _store, state| {
+    if handle.kind == MIG {
+        return Err(INVALID_ARGUMENT);
+    }
+    in_set(set, |set| set.register(handle.index(), types, state))
+});
+
+/// Event sets of this process, by the number that is the handle.
+static SETS: Mutex<BTreeMap<usize, EventSet>> = Mutex::new(BTreeMap::new());
+
+fn in_set<T>(
+    set: nvmlEventSet_t,
+    work: impl FnOnce(&mut EventSet) -> Result<T, Code>,
+) -> Result<T, Code> {
+    let mut sets = SETS.lock().map_err(|_| UNKNOWN)?;
+    work(sets.get_mut(&set.addr()).ok_or(INVALID_ARGUMENT)?)
+}
+
+#[unsafe(no_mangle)]
+pub extern "C" fn nvmlEventSetCreate(out: *mut nvmlEventSet_t) -> Code {
+    static NEXT: AtomicUsize = AtomicUsize::new(1);
+    call("nvmlEventSetCreate", None, |_, _| {
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        put(out, ptr::without_provenance_mut(number))?;
+        let mut sets = SETS.lock().map_err(|_| UNKNOWN)?;
+        sets.insert(number, EventSet::default());
+        Ok(())
+    })
+}
+
+#[unsafe(no_mangle)]
+pub extern "C" fn nvmlEventSetFree(set: nvmlEventSet_t) -> Code {
+    call("nvmlEventSetFree", None, |_, _| {
+        let mut sets = SETS.lock().map_err(|_| UNKNOWN)?;
+        sets.remove(&set.addr()).map(|_| ()).ok_or(INVALID_ARGUMENT)
+    })
+}
+
+/// Time between two looks at the state, which the waiting process does not lock meanwhile.
+const POLL: Duration = Duration::from_millis(20);
+
+#[unsafe(no_mangle)]
+pub extern "C" fn nvmlEventSetWait_v2(
+    set: nvmlEventSet_t,
+    out: *mut nvmlEventData_t,
+    timeout_ms: c_uint,
+) -> Code {
+    faulty("nvmlEventSetWait_v2", None, |store, _| {
+        if out.is_null() {
+            return Err(INVALID_ARGUMENT);
+        }
+        let end = Instant::now() + Duration::from_millis(timeout_ms.into());
+        loop {
+            if let Some(event) = locked(store, |state| in_set(set, |set| set.next(state)))? {
+                return put(
+                    out,
+                    nvmlEventData_t {
+                        device: Handle::new(GPU, event.gpu, 0, 0, 0).pack(),
+                        eventType: event.kind,
+                        eventData: event.data,
+                        gpuInstanceId: event.gi.unwrap_or(u32::MAX),
+                        computeInstanceId: event.ci.unwrap_or(u32::MAX),
+                    },
+                );
+            }
+            let left = end.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(TIMEOUT);
+            }
+            std::thread::sleep(left.min(POLL));
+        }
+    })
+}
 
 fn profile_info(
     handle: Handle,

@@ -4,14 +4,18 @@
 //! cards, see the truth behind the ABI, and order faults.
 
 pub mod card;
+pub mod event;
 mod ffi;
 pub mod model;
 pub mod store;
 
-use std::{io, path::Path};
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
 
 use crate::{
-    card::Card,
+    card::{Card, RECOVER_NOTHING, Remapped},
     store::{State, Store},
 };
 
@@ -49,16 +53,57 @@ pub fn provision(dir: &Path, seed: &str, gpus: &[GpuSpec]) -> io::Result<()> {
                 pending: spec.mig,
                 instances: vec![],
                 serial: 0,
+                lost: false,
+                recovery_action: RECOVER_NOTHING,
+                remapped: Remapped::default(),
             })
         })
         .collect::<io::Result<_>>()?;
     Store::new(dir).provision(&State {
         cards,
-        latency_ms: 0,
+        ..State::default()
     })
+}
+
+/// The cdylib that cargo built beside the running test.
+pub fn built_library() -> io::Result<PathBuf> {
+    let own = std::env::current_exe()?;
+    let deps = own.parent().unwrap_or(Path::new("."));
+    let places = [
+        deps.join("libnvml_sim.so"),
+        deps.with_file_name("libnvml_sim.so"),
+    ];
+    let built = places.into_iter().find(|path| path.exists());
+    built.ok_or_else(|| io::Error::other(format!("no libnvml_sim.so beside {}", own.display())))
 }
 
 /// A reboot of the node: instances and processes are gone, Hopper and later forget MIG mode.
 pub fn reboot(dir: &Path) -> io::Result<()> {
     Store::new(dir).with(|state| state.cards.iter_mut().for_each(Card::reboot))
+}
+
+/// A GPU reset as nvidia-smi does it, of the card of that index or UUID: nobody may have the card open.
+pub fn reset(dir: &Path, gpu: &str) -> io::Result<()> {
+    let store = Store::new(dir);
+    store.with(|state| {
+        let at = state.find(gpu)?;
+        let card = state.card(at)?;
+        if card.lost {
+            let text = format!("GPU {at} is lost: reboot the node to recover it");
+            return Err(io::Error::other(text));
+        }
+        let sessions = store.sessions();
+        let holders = store.holders();
+        let processes = holders.iter().filter(|holder| holder.gpu == at).count();
+        if sessions + processes > 0 {
+            let text = format!(
+                "GPU {at} is in use by another client: {sessions} NVML session{}, {processes} process{}",
+                if sessions == 1 { "" } else { "s" },
+                if processes == 1 { "" } else { "es" },
+            );
+            return Err(io::Error::new(io::ErrorKind::ResourceBusy, text));
+        }
+        card.reset();
+        Ok(())
+    })?
 }

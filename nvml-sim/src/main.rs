@@ -4,9 +4,11 @@
 use std::path::PathBuf;
 
 use anyhow::{Context, anyhow};
-use clap::{Parser, Subcommand};
+use clap::{Parser, Subcommand, ValueEnum};
 use nvml_sim::{
     GpuSpec,
+    card::Card,
+    event::{Event, XID},
     store::{Control, Rule, Store},
 };
 
@@ -49,11 +51,62 @@ enum Command {
     Show,
     /// Reboot the node.
     Reboot,
-    /// Reset a card: its instances are lost, its pending MIG mode takes effect.
+    /// Reset a card that nobody has open: its instances are lost, its pending MIG mode takes effect.
     Reset {
+        /// NVML index or UUID.
+        #[arg(long)]
+        gpu: String,
+    },
+    /// Stand in for nvidia-smi, as far as it resets a card.
+    NvidiaSmi {
+        /// Reset the card.
+        #[arg(short = 'r', long, required = true)]
+        gpu_reset: bool,
+        /// NVML index or UUID.
+        #[arg(short = 'i', long)]
+        id: String,
+    },
+    /// Report an XID of a card.
+    Xid {
         /// NVML index.
         #[arg(long)]
         gpu: usize,
+        /// The XID.
+        #[arg(long)]
+        xid: u64,
+        /// Id of the GPU instance that it is attributed to.
+        #[arg(long)]
+        gi: Option<u32>,
+        /// Id of the compute instance that it is attributed to.
+        #[arg(long, requires = "gi")]
+        ci: Option<u32>,
+    },
+    /// An uncorrectable memory error: an event, a pending remapping, and the advice to reset.
+    Ecc {
+        /// NVML index.
+        #[arg(long)]
+        gpu: usize,
+    },
+    /// Let a card fall off the bus.
+    Lose {
+        /// NVML index.
+        #[arg(long)]
+        gpu: usize,
+    },
+    /// Make a card healthy again; its instances live on.
+    Recover {
+        /// NVML index.
+        #[arg(long)]
+        gpu: usize,
+    },
+    /// Set what a card says that it needs.
+    Recovery {
+        /// NVML index.
+        #[arg(long)]
+        gpu: usize,
+        /// What it needs.
+        #[arg(long)]
+        action: RecoveryAction,
     },
     /// Make an instance as another tool would.
     Foreign {
@@ -72,6 +125,16 @@ enum Command {
         /// Rules.
         rules: Vec<String>,
     },
+}
+
+/// `nvmlDeviceGpuRecoveryAction_t`.
+#[derive(Clone, Copy, ValueEnum)]
+enum RecoveryAction {
+    None,
+    Reset,
+    Reboot,
+    DrainP2p,
+    DrainAndReset,
 }
 
 fn main() -> anyhow::Result<()> {
@@ -95,19 +158,37 @@ fn main() -> anyhow::Result<()> {
         }
         Command::Show => println!("{}", serde_json::to_string_pretty(&store.snapshot()?)?),
         Command::Reboot => nvml_sim::reboot(&dir)?,
-        Command::Reset { gpu } => store.with(|state| {
-            state
-                .cards
-                .get_mut(gpu)
-                .map(nvml_sim::card::Card::reset)
-                .ok_or(anyhow!("no card {gpu}"))
-        })??,
+        Command::Reset { gpu } => nvml_sim::reset(&dir, &gpu)?,
+        Command::NvidiaSmi { id, .. } => {
+            nvml_sim::reset(&dir, &id)?;
+            println!("GPU {id} was successfully reset.");
+        }
+        Command::Xid { gpu, xid, gi, ci } => store.raise(Event {
+            gpu,
+            kind: XID,
+            data: xid,
+            gi,
+            ci,
+            ..Event::default()
+        })?,
+        Command::Ecc { gpu } => store.double_bit_error(gpu)?,
+        Command::Lose { gpu } => {
+            store.with(|state| state.card(gpu).map(|card| card.lost = true))??;
+        }
+        Command::Recover { gpu } => store.with(|state| state.card(gpu).map(Card::recover))??,
+        Command::Recovery { gpu, action } => {
+            store.with(|state| {
+                state
+                    .card(gpu)
+                    .map(|card| card.recovery_action = action as u32)
+            })??;
+        }
         Command::Foreign {
             gpu,
             profile,
             start,
         } => store.with(|state| {
-            let card = state.cards.get_mut(gpu).ok_or(anyhow!("no card {gpu}"))?;
+            let card = state.card(gpu)?;
             let known = card.model().profiles.iter().find(|p| p.name == profile);
             let known = known.ok_or(anyhow!("no profile {profile}"))?;
             card.create_at(known.id, start, known.size)

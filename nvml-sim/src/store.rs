@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    fmt::Display,
     fs::{File, OpenOptions, TryLockError},
     io::{self, Read, Seek, Write},
     path::{Path, PathBuf},
@@ -9,7 +10,13 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use crate::card::{Card, Code};
+use crate::{
+    card::{Card, Code, RECOVER_BY_RESET},
+    event::{DOUBLE_BIT_ECC, Event},
+};
+
+/// Events that are remembered.
+const MOST_EVENTS: usize = 256;
 
 /// All cards of a simulated node.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -19,6 +26,41 @@ pub struct State {
     /// Time that making or removing an instance takes, milliseconds.
     #[serde(default)]
     pub latency_ms: u64,
+    /// The last events, oldest first.
+    #[serde(default)]
+    pub events: Vec<Event>,
+    /// Number of the next event.
+    #[serde(default)]
+    pub next_event: u64,
+}
+
+impl State {
+    /// The card of that NVML index.
+    pub fn card(&mut self, gpu: usize) -> io::Result<&mut Card> {
+        self.cards.get_mut(gpu).ok_or_else(|| no_gpu(&gpu))
+    }
+
+    /// NVML index of the card of that index or UUID.
+    pub fn find(&self, gpu: &str) -> io::Result<usize> {
+        let mut cards = self.cards.iter().zip(0usize..);
+        cards
+            .find(|(card, index)| card.uuid() == gpu || gpu.parse() == Ok(*index))
+            .map(|(_, index)| index)
+            .ok_or_else(|| no_gpu(&gpu))
+    }
+
+    /// Lets something happen to a card; the event gets its number here.
+    pub fn raise(&mut self, event: Event) {
+        let number = self.next_event;
+        self.events.push(Event { number, ..event });
+        self.next_event += 1;
+        let old = self.events.len().saturating_sub(MOST_EVENTS);
+        self.events.drain(..old);
+    }
+}
+
+fn no_gpu(gpu: &dyn Display) -> io::Error {
+    io::Error::new(io::ErrorKind::NotFound, format!("no GPU {gpu}"))
 }
 
 /// Faults and delays to come: `control.json`.
@@ -64,6 +106,8 @@ pub enum Action {
     KillBefore,
     /// End it after.
     KillAfter,
+    /// `nvmlDeviceSetMigMode` succeeds with this activation status: only the pending mode changes. Else no fault.
+    Activation(Code),
 }
 
 /// A process that is on a card or MIG device.
@@ -230,11 +274,63 @@ impl Store {
         Ok(action)
     }
 
+    /// Lets something happen to a card: [`State::raise`] on one that exists.
+    pub fn raise(&self, event: Event) -> io::Result<()> {
+        self.with(|state| {
+            state.card(event.gpu)?;
+            state.raise(event);
+            Ok(())
+        })?
+    }
+
+    /// An uncorrectable memory error: an event, and a row whose remapping waits for a reset.
+    pub fn double_bit_error(&self, gpu: usize) -> io::Result<()> {
+        self.with(|state| {
+            let card = state.card(gpu)?;
+            card.remapped.uncorrectable += 1;
+            card.remapped.pending = true;
+            card.recovery_action = RECOVER_BY_RESET;
+            state.raise(Event {
+                gpu,
+                kind: DOUBLE_BIT_ECC,
+                ..Event::default()
+            });
+            Ok(())
+        })?
+    }
+
     /// Puts the calling process on a device: the returned file's lock is its life.
     pub fn hold(&self, holder: &Holder) -> io::Result<File> {
-        let directory = self.dir.join("holders");
+        let stem = format!("gpu{}", holder.gpu);
+        self.claim("holders", &stem, &serde_json::to_vec(holder)?)
+    }
+
+    /// The processes that live on devices: those whose lock is held, in whatever namespace.
+    pub fn holders(&self) -> Vec<Holder> {
+        let claimed = self.claimed("holders");
+        claimed
+            .iter()
+            .filter_map(|text| serde_json::from_str(text).ok())
+            .collect()
+    }
+
+    /// Opens an NVML session of the calling process: the returned file's lock is its life.
+    pub fn session(&self) -> io::Result<File> {
+        let pid = std::process::id().to_string();
+        self.claim("sessions", "session", pid.as_bytes())
+    }
+
+    /// How many processes have an NVML session.
+    pub fn sessions(&self) -> usize {
+        self.claimed("sessions").len()
+    }
+
+    /// Writes a file that counts for as long as the returned one lives; those of the dead are used again.
+    fn claim(&self, directory: &str, stem: &str, text: &[u8]) -> io::Result<File> {
+        let directory = self.dir.join(directory);
+        std::fs::create_dir_all(&directory)?;
         for number in 0..4096u32 {
-            let path = directory.join(format!("gpu{}-{number}", holder.gpu));
+            let path = directory.join(format!("{stem}-{number}"));
             let mut file = OpenOptions::new()
                 .create(true)
                 .truncate(false)
@@ -244,41 +340,31 @@ impl Store {
             if file.try_lock().is_ok() {
                 file.set_len(0)?;
                 file.rewind()?;
-                file.write_all(&serde_json::to_vec(holder)?)?;
+                file.write_all(text)?;
                 file.flush()?;
                 return Ok(file);
             }
         }
-        Err(io::Error::other("too many holders"))
+        Err(io::Error::other(format!("too many {stem} files")))
     }
 
-    /// The processes that live on devices: those whose lock is held, in whatever namespace.
-    pub fn holders(&self) -> Vec<Holder> {
-        let mut found = Vec::new();
-        for entry in std::fs::read_dir(self.dir.join("holders"))
+    /// The texts of the files that a living process has claimed.
+    fn claimed(&self, directory: &str) -> Vec<String> {
+        let entries = std::fs::read_dir(self.dir.join(directory));
+        entries
             .into_iter()
             .flatten()
             .flatten()
-        {
-            let Ok(mut file) = File::open(entry.path()) else {
-                continue;
-            };
-            match file.try_lock_shared() {
-                Err(TryLockError::WouldBlock) => {
-                    let mut text = String::new();
-                    if file.read_to_string(&mut text).is_ok()
-                        && let Ok(holder) = serde_json::from_str(&text)
-                    {
-                        found.push(holder);
-                    }
-                }
-                // Its process is gone.
-                _ => {
-                    let _ = std::fs::remove_file(entry.path());
-                }
-            }
-        }
-        found
+            .filter_map(|entry| {
+                let mut file = File::open(entry.path()).ok()?;
+                let Err(TryLockError::WouldBlock) = file.try_lock_shared() else {
+                    return None;
+                };
+                let mut text = String::new();
+                file.read_to_string(&mut text).ok()?;
+                Some(text)
+            })
+            .collect()
     }
 }
 

@@ -11,38 +11,35 @@
 
 use std::{
     io::{BufRead, BufReader},
-    path::{Path, PathBuf},
+    path::Path,
     process::{Child, Command, Stdio},
     ptr,
 };
 
 use nvml_sim::{
-    GpuSpec, provision,
+    GpuSpec, built_library,
+    event::{Event, XID},
+    provision,
     store::{Action, Control, Rule, Store},
 };
-use nvml_wrapper::Nvml;
+use nvml_wrapper::{
+    Nvml, bitmasks::event::EventTypes, enums::device::SampleValue, error::NvmlError,
+    structs::device::FieldId,
+};
 use nvml_wrapper_sys::bindings::{
-    NvmlLib, nvmlComputeInstance_t, nvmlDevice_t, nvmlGpuInstance_t, nvmlGpuInstanceInfo_t,
-    nvmlGpuInstancePlacement_t,
+    NvmlLib, field_id, nvmlComputeInstance_t, nvmlDevice_t, nvmlEventData_t, nvmlEventSet_t,
+    nvmlGpuInstance_t, nvmlGpuInstanceInfo_t, nvmlGpuInstancePlacement_t,
 };
 
 const SUCCESS: u32 = 0;
+const UNINITIALIZED: u32 = 1;
 const INVALID_ARGUMENT: u32 = 2;
+const TIMEOUT: u32 = 10;
+const GPU_IS_LOST: u32 = 15;
 const IN_USE: u32 = 19;
 const INSUFFICIENT_RESOURCES: u32 = 23;
 /// `info.id` of 1g.10gb on an A100.
 const ONE_SLICE: u32 = 19;
-
-fn library() -> PathBuf {
-    let own = std::env::current_exe().unwrap();
-    let deps = own.parent().unwrap();
-    let places = [
-        deps.join("libnvml_sim.so"),
-        deps.with_file_name("libnvml_sim.so"),
-    ];
-    let built = places.into_iter().find(|path| path.exists());
-    built.expect("cargo builds the cdylib beside its tests")
-}
 
 fn child(dir: &Path, what: &str) -> Command {
     let mut command = Command::new(std::env::current_exe().unwrap());
@@ -82,13 +79,17 @@ impl Drop for Holder {
 }
 
 fn node(model: &str, mig: bool) -> tempfile::TempDir {
+    cards(model, mig, 1)
+}
+
+fn cards(model: &str, mig: bool, count: usize) -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     let spec = GpuSpec {
         model: model.into(),
         mig,
         mirrored: false,
     };
-    provision(dir.path(), "abi", &[spec]).unwrap();
+    provision(dir.path(), "abi", &vec![spec; count]).unwrap();
     dir
 }
 
@@ -117,7 +118,7 @@ impl Card {
     fn open() -> Self {
         // SAFETY: the library is ours and its functions take what the bindings say; handles are plain values.
         unsafe {
-            let lib = NvmlLib::new(library()).unwrap();
+            let lib = NvmlLib::new(built_library().unwrap()).unwrap();
             assert_eq!(lib.nvmlInit_v2(), SUCCESS);
             let mut device = ptr::null_mut();
             assert_eq!(
@@ -177,7 +178,10 @@ impl Card {
 
     /// UUID and MiB of the first MIG device, as nvml-wrapper shows them.
     fn first() -> (String, u64) {
-        let nvml = Nvml::builder().lib_path(library().as_ref()).init().unwrap();
+        let nvml = Nvml::builder()
+            .lib_path(built_library().unwrap().as_ref())
+            .init()
+            .unwrap();
         let card = nvml.device_by_index(0).unwrap();
         let mig =
             (0..card.mig_device_count().unwrap()).find_map(|at| card.mig_device_by_index(at).ok());
@@ -205,11 +209,52 @@ impl Card {
         assert_eq!(code, SUCCESS);
         (current, pending)
     }
+
+    /// A set that is registered for a device's events.
+    fn register(&self, device: nvmlDevice_t, kinds: u64) -> Result<nvmlEventSet_t, u32> {
+        let mut set = ptr::null_mut();
+        // SAFETY: as in `create`.
+        let code = unsafe {
+            assert_eq!(self.lib.nvmlEventSetCreate(&raw mut set), SUCCESS);
+            self.lib.nvmlDeviceRegisterEvents(device, kinds, set)
+        };
+        if code == SUCCESS { Ok(set) } else { Err(code) }
+    }
+
+    /// The next event: data, GPU instance and compute instance.
+    fn wait(&self, set: nvmlEventSet_t, timeout_ms: u32) -> Result<(u64, u32, u32), u32> {
+        // SAFETY: a plain C struct, for which zeros are a value; then as in `create`.
+        unsafe {
+            let mut event: nvmlEventData_t = std::mem::zeroed();
+            match self
+                .lib
+                .nvmlEventSetWait_v2(set, &raw mut event, timeout_ms)
+            {
+                SUCCESS => {
+                    assert_eq!((event.device, event.eventType), (self.device, XID));
+                    Ok((
+                        event.eventData,
+                        event.gpuInstanceId,
+                        event.computeInstanceId,
+                    ))
+                }
+                code => Err(code),
+            }
+        }
+    }
+
+    fn shutdown(&self) -> u32 {
+        // SAFETY: no arguments.
+        unsafe { self.lib.nvmlShutdown() }
+    }
 }
 
 /// Stays on a device until it is killed.
 fn hold(whole: bool) {
-    let nvml = Nvml::builder().lib_path(library().as_ref()).init().unwrap();
+    let nvml = Nvml::builder()
+        .lib_path(built_library().unwrap().as_ref())
+        .init()
+        .unwrap();
     let card = nvml.device_by_index(0).unwrap();
     let mig =
         (0..card.mig_device_count().unwrap_or(0)).find_map(|at| card.mig_device_by_index(at).ok());
@@ -220,7 +265,7 @@ fn hold(whole: bool) {
         } else {
             mig.unwrap().handle()
         };
-        let library = libloading::Library::new(library()).unwrap();
+        let library = libloading::Library::new(built_library().unwrap()).unwrap();
         let hold = library
             .get::<unsafe extern "C" fn(nvmlDevice_t) -> u32>(b"nvmlSimHold\0")
             .unwrap();
@@ -248,12 +293,7 @@ fn child_process() {
             // SAFETY: as in `Card::create`.
             let (mut gi, mut ci) = (ptr::null_mut(), ptr::null_mut());
             let code = unsafe {
-                let id = Store::new(Path::new(&std::env::var("NVML_SIM_DIR").unwrap()))
-                    .snapshot()
-                    .unwrap()
-                    .cards[0]
-                    .instances[0]
-                    .id;
+                let id = own_dir().snapshot().unwrap().cards[0].instances[0].id;
                 let code = card
                     .lib
                     .nvmlDeviceGetGpuInstanceById(card.device, id, &raw mut gi);
@@ -288,10 +328,174 @@ fn child_process() {
             assert_eq!(card.mig(), (0, 1));
         }
         "enabled" => assert_eq!(Card::open().mig(), (1, 1)),
+        "events" => events(&own_dir()),
+        "health" => health(&own_dir()),
+        "lost" => lost(&own_dir()),
+        "enable-later" => {
+            let card = Card::open();
+            assert_eq!(card.set_mig(1), (SUCCESS, IN_USE), "the status says no");
+            assert_eq!(card.mig(), (0, 1));
+            assert_eq!(card.set_mig(1), (SUCCESS, SUCCESS), "the fault is over");
+            assert_eq!(card.mig(), (1, 1));
+        }
+        "session" => session(&own_dir()),
         "hold" => hold(false),
         "hold-card" => hold(true),
         other => panic!("no child {other}"),
     }
+}
+
+/// The directory of a child.
+fn own_dir() -> Store {
+    Store::new(Path::new(&std::env::var_os("NVML_SIM_DIR").unwrap()))
+}
+
+fn xid(data: u64, instance: Option<(u32, u32)>) -> Event {
+    Event {
+        kind: XID,
+        data,
+        gi: instance.map(|(gi, _)| gi),
+        ci: instance.map(|(_, ci)| ci),
+        ..Event::default()
+    }
+}
+
+const UNATTRIBUTED: u32 = u32::MAX;
+
+fn events(store: &Store) {
+    let card = Card::open();
+    store.raise(xid(13, None)).unwrap();
+    let set = card.register(card.device, XID).unwrap();
+    assert_eq!(card.wait(set, 0), Err(TIMEOUT), "13 was before");
+    store.double_bit_error(0).unwrap();
+    store.raise(xid(94, Some((9, 0)))).unwrap();
+    store.raise(xid(79, None)).unwrap();
+    assert_eq!(
+        card.wait(set, 0),
+        Ok((94, 9, 0)),
+        "no ECC event, not asked for"
+    );
+    assert_eq!(card.wait(set, 0), Ok((79, UNATTRIBUTED, UNATTRIBUTED)));
+    assert_eq!(card.wait(set, 1), Err(TIMEOUT), "each arrives once");
+    std::thread::scope(|scope| {
+        scope.spawn(|| store.raise(xid(48, None)).unwrap());
+        let minute = 60_000;
+        assert_eq!(card.wait(set, minute), Ok((48, UNATTRIBUTED, UNATTRIBUTED)));
+    });
+    // SAFETY: as in `Card::create`; a stale handle is an error of the library.
+    let free = || unsafe { card.lib.nvmlEventSetFree(set) };
+    assert_eq!((free(), free()), (SUCCESS, INVALID_ARGUMENT));
+    assert_eq!(card.wait(set, 0), Err(INVALID_ARGUMENT));
+    let gi = card.create(ONE_SLICE, 0, 1).unwrap();
+    card.create_compute(gi);
+    let mut mig = ptr::null_mut();
+    // SAFETY: as in `Card::create`.
+    let code = unsafe {
+        card.lib
+            .nvmlDeviceGetMigDeviceHandleByIndex(card.device, 0, &raw mut mig)
+    };
+    assert_eq!(code, SUCCESS);
+    assert_eq!(
+        card.register(mig, XID),
+        Err(INVALID_ARGUMENT),
+        "events are of cards"
+    );
+}
+
+/// What an agent reads of an ailing card, by nvml-wrapper where it wraps it.
+fn health(store: &Store) {
+    let nvml = Nvml::builder()
+        .lib_path(built_library().unwrap().as_ref())
+        .init()
+        .unwrap();
+    let device = nvml.device_by_index(0).unwrap();
+    let kinds = device.supported_event_types().unwrap();
+    assert!(kinds.contains(EventTypes::DOUBLE_BIT_ECC_ERROR | EventTypes::CRITICAL_XID_ERROR));
+    let set = nvml.create_event_set().unwrap();
+    let set = device.register_events(kinds, set).unwrap();
+    store.double_bit_error(0).unwrap();
+    let event = set.wait(0).unwrap();
+    assert_eq!(event.event_type, EventTypes::DOUBLE_BIT_ECC_ERROR);
+    let rows = || {
+        let mut rows = [9; 4];
+        let [correctable, uncorrectable, pending, failed] = rows.each_mut();
+        // SAFETY: the handle is this library's; the pointers are to locals.
+        let code = unsafe {
+            nvml.lib().nvmlDeviceGetRemappedRows(
+                device.handle(),
+                correctable,
+                uncorrectable,
+                pending,
+                failed,
+            )
+        };
+        assert_eq!(code, SUCCESS);
+        rows
+    };
+    let action = || {
+        let fields = [
+            field_id::NVML_FI_DEV_GET_GPU_RECOVERY_ACTION,
+            field_id::NVML_FI_DEV_IS_RESETLESS_MIG_SUPPORTED,
+            field_id::NVML_FI_DEV_ECC_CURRENT,
+        ];
+        let values = device.field_values_for(&fields.map(FieldId)).unwrap();
+        let [action, resetless, other] = values.try_into().unwrap();
+        assert_eq!(
+            resetless.unwrap().value.unwrap(),
+            SampleValue::U32(0),
+            "Ampere"
+        );
+        assert!(matches!(other.unwrap().value, Err(NvmlError::NotSupported)));
+        action.unwrap().value.unwrap()
+    };
+    assert_eq!((rows(), action()), ([0, 1, 1, 0], SampleValue::U32(1)));
+    store.with(|state| state.cards[0].reset()).unwrap();
+    assert_eq!((rows(), action()), ([0, 1, 0, 0], SampleValue::U32(0)));
+    let name = nvml.sys_process_name(std::process::id(), 4096).unwrap();
+    assert_eq!(Some(name), std::env::args().next());
+}
+
+fn lost(store: &Store) {
+    let card = Card::open();
+    let gi = card.create(ONE_SLICE, 0, 1).unwrap();
+    let id = card.id(gi);
+    let set = card.register(card.device, XID).unwrap();
+    let lose = |lost| store.with(|state| state.cards[0].lost = lost).unwrap();
+    lose(true);
+    store.raise(xid(79, None)).unwrap();
+    assert_eq!(card.wait(set, 0), Ok((79, UNATTRIBUTED, UNATTRIBUTED)));
+    assert_eq!(card.wait(set, 0), Err(GPU_IS_LOST), "after all events");
+    assert_eq!(card.wait(set, 0), Err(TIMEOUT), "and once");
+    assert_eq!(card.id(gi), Err(GPU_IS_LOST));
+    assert_eq!(card.create(ONE_SLICE, 1, 1), Err(GPU_IS_LOST));
+    let uuid = store.snapshot().unwrap().cards[0].uuid();
+    let uuid = std::ffi::CString::new(uuid).unwrap();
+    let (mut device, mut index) = (ptr::null_mut(), 0);
+    // SAFETY: as in `Card::create`.
+    unsafe {
+        let lib = &card.lib;
+        let code = lib.nvmlDeviceGetHandleByUUID(uuid.as_ptr(), &raw mut device);
+        assert_eq!(code, GPU_IS_LOST);
+        let by_index = |at, device| lib.nvmlDeviceGetHandleByIndex_v2(at, device);
+        assert_eq!(by_index(0, &raw mut device), GPU_IS_LOST);
+        assert_eq!(by_index(1, &raw mut device), SUCCESS);
+        assert_eq!(lib.nvmlDeviceGetIndex(device, &raw mut index), SUCCESS);
+    }
+    assert_eq!(index, 1, "the others stay where they are");
+    lose(false);
+    assert_eq!(card.wait(set, 0), Err(TIMEOUT));
+    assert_eq!(card.id(gi), id, "nothing of it was lost");
+    lose(true);
+    assert_eq!(card.wait(set, 0), Err(GPU_IS_LOST), "another loss");
+}
+
+fn session(store: &Store) {
+    let (first, second) = (Card::open(), Card::open());
+    assert_eq!(store.sessions(), 1, "one a process");
+    assert_eq!(first.shutdown(), SUCCESS);
+    assert_eq!(store.sessions(), 1, "opened twice");
+    assert_eq!((second.shutdown(), store.sessions()), (SUCCESS, 0));
+    assert_eq!(second.shutdown(), UNINITIALIZED);
 }
 
 fn life() {
@@ -368,6 +572,59 @@ fn ampere_takes_a_new_mode_at_the_reset() {
     let store = Store::new(dir.path());
     store.with(|state| state.cards[0].reset()).unwrap();
     run(dir.path(), "enabled");
+}
+
+#[test]
+fn an_xid_arrives_once_with_its_instance_and_none_from_before() {
+    run(node("a100-80gb", true).path(), "events");
+}
+
+#[test]
+fn an_ailing_card_says_what_it_needs() {
+    run(node("a100-80gb", true).path(), "health");
+}
+
+#[test]
+fn a_lost_card_is_lost_to_every_call_and_the_others_stay() {
+    run(cards("h100-80gb", true, 2).path(), "lost");
+}
+
+#[test]
+fn a_mode_that_is_not_activated_stays_pending() {
+    let dir = node("h100-80gb", false);
+    order(
+        dir.path(),
+        "nvmlDeviceSetMigMode",
+        None,
+        Action::Activation(IN_USE),
+    );
+    run(dir.path(), "enable-later");
+}
+
+#[test]
+fn a_reset_waits_until_nobody_has_the_card_open() {
+    let dir = node("a100-80gb", true);
+    run(dir.path(), "session");
+    run(dir.path(), "make");
+    let store = Store::new(dir.path());
+    let uuid = store.snapshot().unwrap().cards[0].uuid();
+    let reset = || {
+        let output = Command::new(env!("CARGO_BIN_EXE_nvml-sim"))
+            .args(["nvidia-smi", "--gpu-reset", "-i", &uuid])
+            .env("NVML_SIM_DIR", dir.path())
+            .output()
+            .unwrap();
+        // A backtrace may follow.
+        let words = String::from_utf8_lossy(&output.stderr);
+        let words = words.lines().next().unwrap_or_default().to_owned();
+        let instances = store.snapshot().unwrap().cards[0].instances.len();
+        (output.status.success(), words, instances)
+    };
+    let holder = Holder::start(dir.path(), "hold-card");
+    let refusal = "Error: GPU 0 is in use by another client: 1 NVML session, 1 process";
+    assert_eq!(reset(), (false, refusal.to_owned(), 1));
+    drop(holder);
+    assert_eq!(reset(), (true, String::new(), 0));
 }
 
 #[test]
