@@ -18,7 +18,7 @@ pub struct GpuNodeSpec {}
 
 #[cfg(test)]
 mod tests {
-    use domain::{GpuNodeStatus, Instance, InstanceState, VgpuMode, fixtures};
+    use domain::{GpuNodeStatus, Instance, InstanceState, NodeMode, VgpuMode, fixtures};
     use serde_json::Value;
 
     /// Every field of a value, by path, that a schema does not know: the API server would drop it.
@@ -48,7 +48,7 @@ mod tests {
         let crd: Value = serde_saphyr::from_str(text).unwrap();
         let schema = &crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"];
         let mut status: GpuNodeStatus = fixtures::node("n", &fixtures::a30(), 1, VgpuMode::Mig);
-        status.mode = Some(VgpuMode::Mig);
+        status.mode = Some(NodeMode::Auto);
         status.conditions = vec![domain::Condition {
             kind: "Ready".into(),
             status: "True".into(),
@@ -58,6 +58,7 @@ mod tests {
         }];
         let gpu = &mut status.gpus[0];
         gpu.changing_to = Some(VgpuMode::HamiCore);
+        gpu.by_demand = true;
         gpu.unhealthy = Some("x".into());
         gpu.numa = Some(0);
         gpu.instances = vec![Instance {

@@ -464,7 +464,7 @@ impl Cluster {
 
     /// Plans a demand on each of the nodes that can take it, the best first.
     ///
-    /// Order: how well the mode suits, no larger size than needed, the pod's wish for binpack or spread, the loss of future
+    /// Order: no card has to change its mode, how well the mode suits, no larger size than needed, the pod's wish for binpack or spread, the loss of future
     /// capacity, the webhook's hint, the name.
     pub fn rank<'n>(
         &self,
@@ -501,8 +501,9 @@ impl Cluster {
         let hinted = |choice: &Choice| demand.hint.as_deref() != Some(&choice.node);
         choices.sort_by(|a, b| {
             a.plan
-                .suitability
-                .cmp(&b.plan.suitability)
+                .changes_mode
+                .cmp(&b.plan.changes_mode)
+                .then(a.plan.suitability.cmp(&b.plan.suitability))
                 .then(a.plan.larger.cmp(&b.plan.larger))
                 .then(wish(&a.plan).total_cmp(&wish(&b.plan)))
                 .then(a.plan.loss.total_cmp(&b.plan.loss))
@@ -629,5 +630,55 @@ mod tests {
         assert!(!refusal.is_lasting());
         assert!(cluster.apply_served("n", true));
         assert!(plan(&cluster).is_ok());
+    }
+
+    #[test]
+    fn an_idle_card_changes_its_mode_only_for_a_pod_that_fits_nowhere_else() {
+        let mut cluster = Cluster::default();
+        let fixed = fixtures::node("fixed", &fixtures::a30(), 1, VgpuMode::HamiCore);
+        let mut auto = fixtures::node("auto", &fixtures::a30(), 2, VgpuMode::HamiCore);
+        for gpu in &mut auto.gpus {
+            gpu.by_demand = true;
+        }
+        cluster.apply_node("fixed", fixed);
+        cluster.apply_node("auto", auto.clone());
+        let config = Config::default();
+        let best = |cluster: &Cluster, demand: &Demand| {
+            let ranked = cluster.rank(["auto", "fixed"], demand, &config);
+            let best = ranked.into_iter().next();
+            best.map(|choice| (choice.node, choice.plan.mode, choice.plan.changes_mode))
+        };
+        let (share, instance) = (one(2_000), one(5_000));
+        let mig = Demand {
+            mode: Some(VgpuMode::Mig),
+            ..instance.clone()
+        };
+        // A share is there without a change, also for a pod that an instance would suit better.
+        for demand in [&share, &instance] {
+            let (_, mode, changes) = best(&cluster, demand).unwrap();
+            assert_eq!((mode, changes), (VgpuMode::HamiCore, false));
+        }
+        let placed = best(&cluster, &mig);
+        assert_eq!(placed, Some(("auto".to_owned(), VgpuMode::Mig, true)));
+        // While it changes it takes nobody; with a share on it it stays; the other card is asked then.
+        let plan = cluster.plan("auto", &mig, &config).unwrap();
+        let changing = plan.claim.slots().next().unwrap().gpu.clone();
+        cluster.apply_pod("a", "auto", plan.claim);
+        for gpu in &mut auto.gpus {
+            gpu.changing_to = (gpu.uuid == changing).then_some(VgpuMode::Mig);
+        }
+        cluster.apply_node("auto", auto.clone());
+        let plan = cluster.plan("auto", &share, &config).unwrap();
+        assert!(!plan.changes_mode && plan.claim.devices().all(|d| d.gpu() != changing));
+        cluster.apply_pod("b", "auto", plan.claim);
+        let refusal = cluster.plan("auto", &mig, &config).unwrap_err();
+        assert_eq!(refusal, Refusal::Mode(VgpuMode::Mig));
+        // Done: the next instance goes beside the first without a change.
+        let gpu = auto.gpus.iter_mut().find(|gpu| gpu.uuid == changing);
+        gpu.map(|gpu| (gpu.mode, gpu.changing_to) = (VgpuMode::Mig, None))
+            .unwrap();
+        cluster.apply_node("auto", auto);
+        let placed = best(&cluster, &mig);
+        assert_eq!(placed, Some(("auto".to_owned(), VgpuMode::Mig, false)));
     }
 }

@@ -2,7 +2,7 @@
 
 use serde::Deserialize;
 
-use crate::{Model, Offer, Rule, VgpuMode};
+use crate::{Model, NodeMode, Offer, Rule};
 
 /// The `nvidia` block of the configuration file; every field may be left out.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -76,9 +76,25 @@ pub struct NodeConfig {
     /// The node's name, exactly.
     pub name: String,
     /// Mode of the node's cards where the node has no label `nvidia.com/vgpu-mode`.
-    pub operatingmode: Option<VgpuMode>,
+    pub operatingmode: Option<NodeMode>,
+    /// Cards that work in another mode than the node's, whatever its label says.
+    pub devicemodes: Vec<DeviceMode>,
     /// Cards that are none of our business.
     pub filterdevices: FilterDevices,
+}
+
+/// How one card of a node works.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DeviceMode {
+    /// By UUID.
+    #[serde(default)]
+    pub uuid: Option<String>,
+    /// By NVML index.
+    #[serde(default)]
+    pub index: Option<u32>,
+    /// Its mode.
+    pub operatingmode: NodeMode,
 }
 
 /// Cards to leave alone.
@@ -129,6 +145,23 @@ impl Geometry {
         all.filter_map(|instances| Some((model.offer(&instances.name)?, instances.count)))
             .flat_map(|(offer, count)| (0..count).map(move |_| offer))
             .collect()
+    }
+}
+
+impl FilterDevices {
+    /// Whether a card is none of our business.
+    pub fn excludes(&self, index: u32, uuid: &str) -> bool {
+        self.index.contains(&index) || self.uuid.iter().any(|known| known == uuid)
+    }
+}
+
+impl DeviceMode {
+    /// Whether this is said of a card; an entry that names both UUID and index wants both to match.
+    pub fn is_of(&self, index: u32, uuid: &str) -> bool {
+        let named = self.uuid.is_some() || self.index.is_some();
+        named
+            && self.index.is_none_or(|known| known == index)
+            && self.uuid.as_deref().is_none_or(|known| known == uuid)
     }
 }
 
@@ -245,13 +278,25 @@ mod tests {
     fn hami_field_names_are_read() {
         let config: Config = serde_json::from_str(
             r#"{"resourceCountName":"x/gpu","defaultGPUNum":2,"deviceSplitCount":4,
-                "nodeconfig":[{"name":"n","operatingmode":"mig","filterdevices":{"uuid":["GPU-1"],"index":[3]}}]}"#,
+                "nodeconfig":[{"name":"n","operatingmode":"mig","filterdevices":{"uuid":["GPU-1"],"index":[3]},
+                    "devicemodes":[{"index":2,"operatingmode":"hami-core"}]}]}"#,
         )
         .unwrap();
         assert_eq!(config.resource_names()[0], "x/gpu");
         assert_eq!(config.default_gpu_num, 2);
-        assert_eq!(config.node("n").operatingmode, Some(VgpuMode::Mig));
-        assert_eq!(config.node("n").filterdevices.index, [3]);
+        let node = config.node("n");
+        assert_eq!(node.operatingmode, Some(NodeMode::Mig));
+        assert_eq!(node.filterdevices.index, [3]);
+        let excluded = |index, uuid| node.filterdevices.excludes(index, uuid);
+        assert_eq!(
+            (
+                excluded(3, "GPU-3"),
+                excluded(0, "GPU-1"),
+                excluded(0, "GPU-0")
+            ),
+            (true, true, false)
+        );
+        assert!(node.devicemodes[0].is_of(2, "GPU-2") && !node.devicemodes[0].is_of(1, "GPU-1"));
         assert_eq!(config.node("other"), NodeConfig::default());
     }
 }

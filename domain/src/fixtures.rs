@@ -132,6 +132,7 @@ pub fn node(name: &str, model: &Model, count: u32, mode: VgpuMode) -> GpuNodeSta
                 memory_mib: model.memory_mib,
                 mode,
                 changing_to: None,
+                by_demand: false,
                 unhealthy: None,
                 shares: 10,
                 numa: None,

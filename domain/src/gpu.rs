@@ -117,6 +117,17 @@ pub enum InstanceState {
     Quarantined,
 }
 
+impl InstanceState {
+    /// Every state.
+    pub const ALL: [Self; 5] = [
+        Self::Creating,
+        Self::InUse,
+        Self::Idle,
+        Self::Foreign,
+        Self::Quarantined,
+    ];
+}
+
 /// A GPU instance that exists (NVML: GI, with its one compute instance).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -174,6 +185,9 @@ pub struct Gpu {
     /// The mode the card changes to as soon as it is idle; until then it takes no new pods.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub changing_to: Option<VgpuMode>,
+    /// Whether the card changes its mode by itself for a pod that fits nowhere else, when it is idle.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub by_demand: bool,
     /// Why the card must not be used; absent when it is healthy.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unhealthy: Option<String>,

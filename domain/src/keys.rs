@@ -1,6 +1,6 @@
 //! The annotation, label and object names that users and the parts share.
 
-/// User's pod annotation and admin's node label: `mig` or `hami-core`.
+/// User's pod annotation, `mig` or `hami-core`, and admin's node label, where `auto` is possible too.
 pub const VGPU_MODE: &str = "nvidia.com/vgpu-mode";
 /// Pod annotation: only cards whose model contains one of these (comma list, case ignored), as in `HAMi`.
 pub const USE_GPUTYPE: &str = "nvidia.com/use-gputype";

@@ -38,7 +38,8 @@ pub use card::Card;
 pub use claim::{Claim, ClaimError, ClaimedDevice, ContainerClaim, Share, ShareUse, Slot};
 pub use cluster::{About, Choice, Cluster, PodUid};
 pub use config::{
-    Config, FilterDevices, Geometry, GeometryInstances, KnownGeometries, NodeConfig, Placement,
+    Config, DeviceMode, FilterDevices, Geometry, GeometryInstances, KnownGeometries, NodeConfig,
+    Placement,
 };
 pub use demand::{
     CardSelector, ContainerDemand, ContainerKind, ContainerRequest, Demand, DemandError, Memory,
@@ -47,7 +48,7 @@ pub use demand::{
 pub use fleet::{Fleet, Move, Placed, Rule, UnknownRule, is_calm};
 pub use gpu::{Gpu, Instance, InstanceState, Model, Offer};
 pub use layouts::{Layouts, StateId, WindowId};
-pub use mode::{UnknownMode, VgpuMode};
+pub use mode::{NodeMode, UnknownMode, UnknownNodeMode, VgpuMode};
 pub use placement::{Plan, Suitability, plan};
 pub use potential::{Mix, Parameters, Potential, Weighing};
 pub use refusal::{Needs, Refusal};

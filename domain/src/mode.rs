@@ -28,6 +28,57 @@ impl fmt::Display for VgpuMode {
     }
 }
 
+/// How an admin wants cards to work: the values of the node label `nvidia.com/vgpu-mode` and of `operatingmode`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum NodeMode {
+    /// All of them by MIG.
+    Mig,
+    /// All of them by software shares.
+    HamiCore,
+    /// As the pods need them: an idle card changes its mode for a pod that fits nowhere else.
+    Auto,
+}
+
+impl NodeMode {
+    /// Every mode.
+    pub const ALL: [Self; 3] = [Self::Mig, Self::HamiCore, Self::Auto];
+
+    /// The one mode that is wanted; `None`: either.
+    pub fn fixed(self) -> Option<VgpuMode> {
+        match self {
+            Self::Mig => Some(VgpuMode::Mig),
+            Self::HamiCore => Some(VgpuMode::HamiCore),
+            Self::Auto => None,
+        }
+    }
+}
+
+impl fmt::Display for NodeMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.fixed() {
+            Some(mode) => mode.fmt(f),
+            None => f.write_str("auto"),
+        }
+    }
+}
+
+/// A text that names no mode of a node.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is no vGPU mode of a node; write \"mig\", \"hami-core\" or \"auto\"")]
+pub struct UnknownNodeMode(pub String);
+
+impl FromStr for NodeMode {
+    type Err = UnknownNodeMode;
+
+    fn from_str(text: &str) -> Result<Self, UnknownNodeMode> {
+        Self::ALL
+            .into_iter()
+            .find(|mode| mode.to_string() == text)
+            .ok_or_else(|| UnknownNodeMode(text.to_owned()))
+    }
+}
+
 /// A text that names no mode.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} is no vGPU mode; write \"mig\" or \"hami-core\"")]
@@ -54,6 +105,10 @@ mod tests {
             assert_eq!(mode.to_string().parse(), Ok(mode));
             assert_eq!(serde_json::to_value(mode).unwrap(), mode.to_string());
         }
+        for mode in NodeMode::ALL {
+            assert_eq!(mode.to_string().parse(), Ok(mode));
+            assert_eq!(serde_json::to_value(mode).unwrap(), mode.to_string());
+        }
     }
 
     #[test]
@@ -63,5 +118,7 @@ mod tests {
             error.to_string(),
             r#""migg" is no vGPU mode; write "mig" or "hami-core""#
         );
+        let error = "both".parse::<NodeMode>().unwrap_err().to_string();
+        assert!(error.contains(r#""mig", "hami-core" or "auto""#), "{error}");
     }
 }

@@ -21,6 +21,8 @@ pub struct Plan {
     pub larger: u32,
     /// Future capacity that the plan destroys, in cards.
     pub loss: f64,
+    /// Whether a card has to change its mode for it, which takes a while.
+    pub changes_mode: bool,
     /// The part of the node's cards that is held already, 0 to 1.
     pub used: f64,
 }
@@ -66,27 +68,52 @@ pub fn plan(cards: &[Card<'_>], demand: &Demand, config: &Config) -> Result<Plan
         / f64::from(u32::try_from(cards.len()).unwrap_or(u32::MAX));
     let in_mode = |mode: VgpuMode| -> Result<Plan, Refusal> {
         let all: Vec<_> = usable.iter().filter(|card| card.gpu.mode == mode).collect();
-        if all.is_empty() {
-            return Err(Refusal::Mode(mode));
-        }
         let staying: Vec<Card<'_>> = all
             .iter()
             .filter(|card| card.gpu.changing_to.is_none())
             .map(|card| (**card).clone())
             .collect();
-        if staying.is_empty() {
+        let refusal = if staying.is_empty() {
             let to = all.iter().find_map(|card| card.gpu.changing_to);
-            return Err(Refusal::Changing(to.unwrap_or(mode)));
+            if all.is_empty() {
+                Refusal::Mode(mode)
+            } else {
+                Refusal::Changing(to.unwrap_or(mode))
+            }
+        } else {
+            match Search::new(staying.clone(), demand, config, mode).run() {
+                Ok(plan) => return Ok(Plan { used, ..plan }),
+                Err(refusal) => refusal,
+            }
+        };
+        // Idle cards that change their mode by demand count as if they had: their instances, all idle, will be gone.
+        let willing = usable.iter().filter(|card| {
+            let gpu = card.gpu;
+            gpu.by_demand && gpu.mode != mode && gpu.changing_to.is_none() && card.is_idle()
+        });
+        let more: Vec<Card<'_>> = willing.map(|card| (**card).clone()).collect();
+        if more.is_empty() {
+            return Err(refusal);
         }
-        Search::new(staying, demand, config, mode)
-            .run()
-            .map(|plan| Plan { used, ..plan })
+        let both = [staying, more].concat();
+        let plan = Search::new(both, demand, config, mode).run();
+        let plan = plan.map_err(|_| refusal)?;
+        Ok(Plan {
+            used,
+            changes_mode: true,
+            ..plan
+        })
     };
     if let Some(mode) = demand.mode {
         return in_mode(mode);
     }
     match (in_mode(VgpuMode::Mig), in_mode(VgpuMode::HamiCore)) {
-        (Ok(mig), Ok(hami_core)) if hami_core.suitability < mig.suitability => Ok(hami_core),
+        (Ok(mig), Ok(hami_core))
+            if (hami_core.changes_mode, hami_core.suitability)
+                < (mig.changes_mode, mig.suitability) =>
+        {
+            Ok(hami_core)
+        }
         (Ok(plan), _) | (_, Ok(plan)) => Ok(plan),
         (Err(Refusal::Mode(_)), Err(refusal)) | (Err(refusal), Err(Refusal::Mode(_))) => {
             Err(refusal)
@@ -589,6 +616,7 @@ impl<'a> Search<'a> {
             },
             larger: self.larger,
             loss: self.loss,
+            changes_mode: false,
             used: 0.0,
         }
     }

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Gpu, InstanceState, Model, VgpuMode};
+use crate::{Gpu, InstanceState, Model, NodeMode, VgpuMode};
 
 /// Status of the cluster-scoped object `GpuNode` (`tessera.dev/v1alpha1`), one a node, named as the node.
 ///
@@ -12,7 +12,7 @@ use crate::{Gpu, InstanceState, Model, VgpuMode};
 pub struct GpuNodeStatus {
     /// How the admin wants the node's GPUs to work: the node label `nvidia.com/vgpu-mode`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub mode: Option<VgpuMode>,
+    pub mode: Option<NodeMode>,
     /// The models of card on the node.
     #[serde(default)]
     pub models: Vec<Model>,

@@ -283,7 +283,12 @@ impl Tessera {
                 .arg(flag("state-dir", &own))
                 .arg(flag("hook-path", &own.join("hook")))
                 .arg(flag("cdi-base-spec", &gpus.join("nvidia.json")))
-                .arg(flag("proc-dir", &gpus.join("proc")))
+                .arg(flag("driver-proc-dir", &gpus.join("proc")))
+                .arg(flag("dev-dir", &gpus.join("dev")))
+                .arg(format!(
+                    "--gpu-reset-command={} nvidia-smi --gpu-reset -i {{uuid}}",
+                    binaries_dir().join("nvml-sim").display()
+                ))
                 .arg(format!("--admin-address=127.0.0.1:{port}"))
                 .env("NVML_SIM_DIR", gpus.to_string_lossy()),
         )?;

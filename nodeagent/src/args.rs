@@ -4,6 +4,8 @@ use std::{path::PathBuf, time::Duration};
 
 use daemon::args::{AdminArgs, ConfigArgs, LogArgs};
 
+use crate::health::Ignored;
+
 /// Carves MIG instances for the pods of one node and hands them to their containers.
 #[derive(Clone, Debug, clap::Parser)]
 #[command(version)]
@@ -42,12 +44,33 @@ pub struct Args {
     /// Where `/proc` of the host is.
     #[arg(long, env, default_value = "/proc")]
     pub proc_dir: PathBuf,
+    /// Where the driver's part of `/proc` is: `devices` and `driver/nvidia`; without it in `--proc-dir`.
+    #[arg(long, env)]
+    pub driver_proc_dir: Option<PathBuf>,
+    /// Where `/dev` of the host is: device nodes that are missing are made there.
+    #[arg(long, env, default_value = "/dev")]
+    pub dev_dir: PathBuf,
     /// Directory of HAMi-core on the host.
     #[arg(long, env, default_value = "/usr/local")]
     pub hook_path: PathBuf,
     /// How long an idle instance is kept for the next pod of its shape, in seconds.
     #[arg(long, env, default_value = "30")]
     pub idle_ttl: Seconds,
+    /// How many idle instances are kept on the node; the oldest goes first.
+    #[arg(long, env, default_value = "8")]
+    pub idle_limit: usize,
+    /// Faults that do not make a GPU unhealthy: `all`, or a comma list of XIDs, as for NVIDIA's device plugin.
+    #[arg(long, env = "DP_DISABLE_HEALTHCHECKS", default_value = "")]
+    pub disable_healthchecks: Ignored,
+    /// Command that resets an idle GPU, `{uuid}` stands for it: where a change of MIG mode or the GPU's health asks
+    /// for it. Empty: never.
+    #[arg(
+        long,
+        env,
+        value_delimiter = ' ',
+        default_value = "nvidia-smi --gpu-reset -i {uuid}"
+    )]
+    pub gpu_reset_command: Vec<String>,
     /// Shared settings.
     #[command(flatten)]
     pub config: ConfigArgs,

@@ -1,16 +1,20 @@
 //! CDI specs: what a container gets, written just before kubelet creates it (Container Device Interface 0.6).
 //!
 //! A container process needs its card's node and the two capability nodes of its instance (MIG user
-//! guide, "Device nodes and capabilities"). Major and minor are named in the spec, so nothing has to
-//! exist in `/dev` of the host. The driver's libraries come from the spec that NVIDIA's toolkit has
+//! guide, "Device nodes and capabilities"). Major and minor are named in the spec, and the nodes are made in `/dev` of
+//! the host where they are missing: nobody else does, and a container in a user namespace gets them from there by bind
+//! mount. The driver's libraries come from the spec that NVIDIA's toolkit has
 //! generated: its edits that are common to all devices are taken over.
 
 use std::{
+    fs::Permissions,
     io::{self, Write},
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
 };
 
 use domain::Share;
+use nix::sys::stat::{Mode, SFlag, makedev, mknod};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
@@ -24,6 +28,8 @@ use crate::{
 pub const KIND: &str = "tessera.dev/gpu";
 /// Key of the spec's annotation that tells whom it was written for.
 const FOR: &str = "tessera.dev/for";
+/// Variable of the container that names the UUIDs of its devices.
+const DEVICES: &str = "TESSERA_DEVICES";
 /// Major number of NVIDIA's cards (`Documentation/admin-guide/devices.txt`).
 const NVIDIA_MAJOR: u32 = 195;
 /// Minor number of `/dev/nvidiactl`.
@@ -36,6 +42,8 @@ pub struct Cdi {
     pub directory: PathBuf,
     /// `/proc`, or where the driver's part of it is.
     pub proc: PathBuf,
+    /// `/dev` of the host.
+    pub dev: PathBuf,
     /// Specs of NVIDIA's toolkit; the first that exists gives the common edits.
     pub base: Vec<PathBuf>,
     /// Directory of `HAMi`-core on the host (`HOOK_PATH`).
@@ -97,15 +105,25 @@ impl Cdi {
 
     /// For whom the spec of these ids was written last.
     pub fn served(&self, ids: &DeviceIds) -> Option<Served> {
+        self.served_devices(ids).map(|(served, _)| served)
+    }
+
+    /// For whom the spec of these ids was written last, and the UUIDs of the devices in it.
+    pub fn served_devices(&self, ids: &DeviceIds) -> Option<(Served, Vec<String>)> {
         let bytes = std::fs::read(self.path(&name(ids))).ok()?;
         let spec: Value = serde_json::from_slice(&bytes).ok()?;
         let text = spec["annotations"][FOR].as_str()?;
         let known: For = serde_json::from_str(text).ok()?;
-        Some(Served {
+        let env = spec["devices"][0]["containerEdits"]["env"].as_array();
+        let mut env = env.into_iter().flatten().filter_map(Value::as_str);
+        let uuids = env.find_map(|line| line.strip_prefix(DEVICES)?.strip_prefix('='));
+        let uuids = uuids.unwrap_or_default().split(',').map(str::to_owned);
+        let served = Served {
             uid: known.uid,
             container: known.container,
             fingerprint: known.fingerprint,
-        })
+        };
+        Some((served, uuids.collect()))
     }
 
     /// Writes the spec of a container with MIG devices.
@@ -150,7 +168,7 @@ impl Cdi {
         // The devices are injected by this spec: NVIDIA's runtime must not add any by the variable.
         let env = vec![
             "NVIDIA_VISIBLE_DEVICES=void".to_owned(),
-            format!("TESSERA_DEVICES={}", uuids.join(",")),
+            format!("{DEVICES}={}", uuids.join(",")),
         ];
         self.write(ids, of, nodes, env, vec![])
     }
@@ -179,7 +197,7 @@ impl Cdi {
             env.push(format!("CUDA_DEVICE_SM_LIMIT={}", share.cores));
         }
         let uuids: Vec<_> = shares.iter().map(|(share, _)| share.gpu.as_str()).collect();
-        env.push(format!("TESSERA_DEVICES={}", uuids.join(",")));
+        env.push(format!("{DEVICES}={}", uuids.join(",")));
         nodes.extend(self.uvm_nodes());
         let own = self
             .hook
@@ -216,6 +234,9 @@ impl Cdi {
         env: Vec<String>,
         mounts: Vec<Value>,
     ) -> Result<(), CdiError> {
+        for node in &nodes {
+            self.make_node(node);
+        }
         let mut edits = self.common_edits();
         for (key, values) in [
             ("deviceNodes", nodes),
@@ -297,6 +318,47 @@ impl Cdi {
             .unwrap_or_default()
     }
 
+    /// Makes a device node of the host where it is missing or of another device. Where that cannot be done the numbers
+    /// in the spec have to do.
+    fn make_node(&self, node: &Value) {
+        use std::os::unix::fs::MetadataExt;
+        let (Some(path), Some(major), Some(minor)) = (
+            node["path"]
+                .as_str()
+                .and_then(|path| path.strip_prefix("/dev/")),
+            node["major"].as_u64(),
+            node["minor"].as_u64(),
+        ) else {
+            return;
+        };
+        let path = self.dev.join(path);
+        let device = makedev(major, minor);
+        match std::fs::symlink_metadata(&path) {
+            Ok(meta) if meta.rdev() == device => return,
+            // The major number of the capabilities may be another after the driver was loaded anew.
+            Ok(_) => drop(std::fs::remove_file(&path)),
+            Err(_) => {}
+        }
+        // The driver opens a capability for everybody who has its node: it is the container that has it or not.
+        let mode = if path.parent() == Some(&self.dev) {
+            0o666
+        } else {
+            0o444
+        };
+        let result = std::fs::create_dir_all(path.parent().unwrap_or(&self.dev))
+            .and_then(|()| {
+                mknod(&path, SFlag::S_IFCHR, Mode::empty(), device).map_err(io::Error::from)
+            })
+            // Whatever our umask is.
+            .and_then(|()| std::fs::set_permissions(&path, Permissions::from_mode(mode)));
+        match result {
+            Ok(()) => tracing::info!(path = %path.display(), major, minor, "Made a device node"),
+            Err(error) => {
+                tracing::debug!(%error, path = %path.display(), "Cannot make a device node");
+            }
+        }
+    }
+
     fn cap_minor(&self, path: &str) -> Result<u32, CdiError> {
         let path = self.proc.join(path);
         let text = std::fs::read_to_string(&path).unwrap_or_default();
@@ -373,6 +435,7 @@ mod tests {
         let cdi = Cdi {
             directory: dir.path().join("cdi"),
             proc: dir.path().join("proc"),
+            dev: dir.path().join("dev"),
             base: vec![dir.path().join("none.yaml"), dir.path().join("nvidia.yaml")],
             hook: dir.path().join("hook"),
         };
@@ -455,7 +518,8 @@ mod tests {
                 .contains(&"TESSERA_DEVICES=MIG-1,MIG-2".into())
         );
         assert_eq!(edits["hooks"][0]["path"], "/x");
-        assert_eq!(cdi.served(&set), Some(of()));
+        let uuids = vec!["MIG-1".to_owned(), "MIG-2".to_owned()];
+        assert_eq!(cdi.served_devices(&set), Some((of(), uuids)));
         // A capability that the driver does not show is an error, not a container without its device.
         let wrong = LiveDevice {
             gpu_instance: 9,
@@ -495,5 +559,26 @@ mod tests {
     fn the_order_of_the_ids_does_not_matter() {
         assert_eq!(name(&ids(&["d7", "d6"])), name(&ids(&["d6", "d7"])));
         assert_ne!(name(&ids(&["d7"])), name(&ids(&["d6"])));
+    }
+
+    /// Where nodes may be made at all: they need root and the right to.
+    #[test]
+    fn device_nodes_that_are_missing_or_of_another_device_are_made() {
+        use std::os::unix::fs::{FileTypeExt, MetadataExt};
+        let (dir, cdi) = world();
+        let probe = dir.path().join("probe");
+        if mknod(&probe, SFlag::S_IFCHR, Mode::S_IRUSR, makedev(1, 3)).is_err() {
+            return;
+        }
+        let path = cdi.dev.join("nvidia-caps/nvidia-cap120");
+        for major in [508, 509] {
+            cdi.make_node(&node("/dev/nvidia-caps/nvidia-cap120", major, 120));
+            let meta = std::fs::metadata(&path).unwrap();
+            assert!(meta.file_type().is_char_device());
+            assert_eq!(meta.rdev(), makedev(u64::from(major), 120));
+        }
+        // Nothing outside of it.
+        cdi.make_node(&node("/etc/x", 1, 3));
+        assert!(!cdi.dev.join("etc").exists());
     }
 }

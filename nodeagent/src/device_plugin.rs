@@ -12,7 +12,7 @@ use std::{
 };
 
 use daemon::ready::Latch;
-use domain::{ClaimedDevice, Share};
+use domain::{ClaimedDevice, Share, VgpuMode};
 use tokio::{net::UnixListener, sync::watch, time::Instant};
 use tokio_stream::{
     Stream, StreamExt,
@@ -97,14 +97,13 @@ fn devices(inventory: &Inventory, shares: u32) -> Vec<Device> {
                 .map(|offer| offer.max_count)
                 .max();
             let count = shares.max(u32::from(most.unwrap_or(0)));
+            let health = match inventory.ailment(&state.card.uuid) {
+                None => "Healthy",
+                Some(_) => "Unhealthy",
+            };
             (0..count).map(|number| Device {
                 id: format!("{}-{number}", state.card.uuid),
-                health: if state.unhealthy.is_none() {
-                    "Healthy"
-                } else {
-                    "Unhealthy"
-                }
-                .to_owned(),
+                health: health.to_owned(),
                 topology: state.card.numa.map(|id| TopologyInfo {
                     nodes: vec![NumaNode { id: id.into() }],
                 }),
@@ -208,7 +207,18 @@ impl Plugin {
         let deadline = Instant::now() + PATIENCE;
         let mut pods = self.pods.clone();
         let (uid, container) = loop {
-            let known = pods.borrow_and_update().clone();
+            let Some(known) = pods.borrow_and_update().clone() else {
+                if self.serves_as_before(ids).await? {
+                    return Ok(());
+                }
+                if tokio::time::timeout_at(deadline, pods.changed())
+                    .await
+                    .is_err()
+                {
+                    return Err("the API server has not told this node's pods yet".to_owned());
+                }
+                continue;
+            };
             let holdings = self.holdings().await?;
             match owner::resolve(ids, &holdings, &known, self.cdi.served(ids).as_ref()) {
                 owner::Owner::Container { uid, container } => break (uid, container),
@@ -230,7 +240,7 @@ impl Plugin {
                 }
             }
         };
-        let known = pods.borrow().clone();
+        let known = pods.borrow().clone().unwrap_or_default();
         let pod = known.get(&uid).ok_or("the pod is gone")?;
         let claim = pod.container(&container).ok_or_else(|| {
             format!(
@@ -269,10 +279,11 @@ impl Plugin {
                 .into_iter()
                 .map(|share| {
                     let state = inventory.instances.cards.get(&share.gpu);
-                    let minor = state.map(|state| state.card.minor);
-                    minor
-                        .map(|minor| (share.clone(), minor))
-                        .ok_or(format!("GPU {} is not here", share.gpu))
+                    let state = state.ok_or(format!("GPU {} is not here", share.gpu))?;
+                    if state.mode() != VgpuMode::HamiCore {
+                        return Err(format!("GPU {} is not in mode hami-core yet", share.gpu));
+                    }
+                    Ok((share.clone(), state.card.minor))
                 })
                 .collect::<Result<Vec<_>, _>>()?;
             self.cdi
@@ -281,6 +292,37 @@ impl Plugin {
         }
         tracing::info!(pod = pod.key(), container, "Prepared a container");
         Ok(())
+    }
+
+    /// Whether the spec of a container that starts again is good as it is: right after the agent's start the API server
+    /// may be away, and what runs has to go on.
+    ///
+    /// kubelet must name exactly the container that the spec was written for, and all of its devices must still be the
+    /// pod's by the journal.
+    async fn serves_as_before(&self, ids: &DeviceIds) -> Result<bool, String> {
+        let Some((served, devices)) = self.cdi.served_devices(ids) else {
+            return Ok(false);
+        };
+        let holdings = self.holdings().await?;
+        let by_uid = |holding: &&Holding| matches!(holding.pod, PodName::Uid(_));
+        let mut holders = holdings.iter().filter(by_uid).filter(|h| h.ids == *ids);
+        let is_same = |holding: &Holding| {
+            holding.pod == PodName::Uid(served.uid.clone()) && holding.container == served.container
+        };
+        let only = holders.next().is_some_and(is_same) && holders.next().is_none();
+        let inventory = self.owner.inventory().borrow().clone();
+        let cards = &inventory.instances.cards;
+        let all_there = devices.iter().all(|uuid| {
+            cards.values().any(|state| {
+                let shared = state.mode() == VgpuMode::HamiCore && state.card.uuid == *uuid;
+                shared
+                    || state
+                        .instances
+                        .iter()
+                        .any(|held| held.was(&served.uid, uuid))
+            })
+        });
+        Ok(only && !devices.is_empty() && all_there)
     }
 
     /// Who holds which ids: kubelet's checkpoint, and `PodResources` for what that does not say.

@@ -1,8 +1,9 @@
-//! Kubernetes Events about pods and the node.
+//! Kubernetes Events about pods and the node, and pods that are failed because they cannot start.
 
-use k8s_openapi::api::core::v1::{Node, ObjectReference};
+use k8s_openapi::api::core::v1::{Node, ObjectReference, Pod};
 use kube::{
-    Client, Resource,
+    Api, Client, Resource,
+    api::{Patch, PatchParams},
     runtime::events::{Event, EventType, Recorder, Reporter},
 };
 use tokio::sync::{mpsc, watch};
@@ -21,20 +22,26 @@ pub async fn run(
         controller: "tessera-nodeagent".to_owned(),
         instance: Some(node_name),
     };
-    let recorder = Recorder::new(client, reporter);
+    let recorder = Recorder::new(client.clone(), reporter);
     while let Some(happening) = happenings.recv().await {
         let about = match &happening.pod_uid {
-            Some(uid) => pods.borrow().get(uid).map(|pod| ObjectReference {
-                api_version: Some("v1".to_owned()),
-                kind: Some("Pod".to_owned()),
-                namespace: Some(pod.namespace.clone()),
-                name: Some(pod.name.clone()),
-                uid: Some(pod.uid.clone()),
-                ..ObjectReference::default()
-            }),
+            Some(uid) => {
+                let known = pods.borrow().clone().unwrap_or_default();
+                known.get(uid).map(|pod| ObjectReference {
+                    api_version: Some("v1".to_owned()),
+                    kind: Some("Pod".to_owned()),
+                    namespace: Some(pod.namespace.clone()),
+                    name: Some(pod.name.clone()),
+                    uid: Some(pod.uid.clone()),
+                    ..ObjectReference::default()
+                })
+            }
             None => node.borrow().as_ref().map(|node| node.object_ref(&())),
         };
         let Some(about) = about else { continue };
+        if happening.fails_pod {
+            fail(&client, &about, happening.reason, &happening.message).await;
+        }
         let event = Event {
             type_: if happening.warning {
                 EventType::Warning
@@ -48,6 +55,41 @@ pub async fn run(
         };
         if let Err(error) = recorder.publish(&event, &about).await {
             tracing::warn!(%error, "Cannot tell an event");
+        }
+    }
+}
+
+/// Fails a pod that has not started, so that its controller makes a new one, elsewhere if this node still cannot.
+///
+/// kubelet ends a pod whose phase is terminal (`pkg/kubelet/pod_workers.go`, `UpdatePod`). A pod that has started by
+/// now, or is another one of this name, stays as it is: the patch tests for both.
+async fn fail(client: &Client, pod: &ObjectReference, reason: &str, message: &str) {
+    let (Some(namespace), Some(name)) = (&pod.namespace, &pod.name) else {
+        return;
+    };
+    let patch = serde_json::json!([
+        { "op": "test", "path": "/metadata/uid", "value": pod.uid },
+        { "op": "test", "path": "/status/phase", "value": "Pending" },
+        { "op": "add", "path": "/status/phase", "value": "Failed" },
+        { "op": "add", "path": "/status/reason", "value": reason },
+        { "op": "add", "path": "/status/message", "value": message },
+    ]);
+    let patch: Patch<()> = match serde_json::from_value(patch) {
+        Ok(patch) => Patch::Json(patch),
+        Err(error) => return tracing::error!(%error, "A patch that is none"),
+    };
+    let pods: Api<Pod> = Api::namespaced(client.clone(), namespace);
+    match pods
+        .patch_status(name, &PatchParams::default(), &patch)
+        .await
+    {
+        Ok(_) => tracing::warn!(
+            pod = format!("{namespace}/{name}"),
+            message,
+            "Gave a pod up"
+        ),
+        Err(error) => {
+            tracing::info!(pod = format!("{namespace}/{name}"), %error, "Did not give a pod up");
         }
     }
 }

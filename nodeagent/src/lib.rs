@@ -5,7 +5,7 @@
 //! kubelet ──► device_plugin ──► owner (whose ids?) ──► ensure ──► cdi
 //! ```
 //!
-//! `instances` decides, `materialise` carries out, `journal` remembers.
+//! `instances` decides, `materialise` carries out, `journal` remembers; `health` judges what the cards tell.
 
 pub mod args;
 pub mod cdi;
@@ -13,6 +13,7 @@ pub mod checkpoint;
 pub mod claims;
 pub mod device_plugin;
 pub mod events;
+pub mod health;
 pub mod instances;
 pub mod journal;
 pub mod kubelet_api;
@@ -21,12 +22,10 @@ pub mod metrics;
 pub mod nvml;
 pub mod owner;
 pub mod pods;
+mod proc;
 pub mod publish;
 
-use std::{
-    collections::BTreeMap,
-    sync::{Arc, Mutex},
-};
+use std::sync::{Arc, Mutex};
 
 use anyhow::Context;
 use daemon::{
@@ -35,7 +34,7 @@ use daemon::{
     shutdown,
     tasks::{Tasks, until},
 };
-use domain::{VgpuMode, keys};
+use domain::{NodeMode, keys};
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::{Api, ResourceExt, runtime::watcher};
 use tokio::{
@@ -47,7 +46,8 @@ use crate::{
     args::Args,
     cdi::Cdi,
     device_plugin::{Kubelet, Plugin},
-    materialise::{Owner, Settings},
+    instances::Wanted,
+    materialise::{HANGS_AFTER, Owner, Settings},
     metrics::{CardsCollector, Metrics},
 };
 
@@ -66,8 +66,13 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         cdi_dir,
         cdi_base_spec,
         proc_dir,
+        driver_proc_dir,
+        dev_dir,
         hook_path,
         idle_ttl,
+        idle_limit,
+        disable_healthchecks,
+        gpu_reset_command,
         config,
         admin,
         log,
@@ -89,7 +94,15 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
             library: nvml_library.map(Into::into),
             journal: state_dir.join("journal"),
             idle_ttl: idle_ttl.into(),
+            idle_limit,
             filter: settings.filterdevices.clone(),
+            ignored: disable_healthchecks,
+            // One empty word: an empty flag.
+            reset: gpu_reset_command
+                .into_iter()
+                .filter(|word| !word.is_empty())
+                .collect(),
+            proc: proc_dir.clone(),
         },
         metrics.clone(),
         tell,
@@ -100,11 +113,12 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     }));
     let cdi = Cdi {
         directory: cdi_dir,
-        proc: proc_dir,
+        proc: driver_proc_dir.unwrap_or(proc_dir),
+        dev: dev_dir,
         base: cdi_base_spec,
         hook: hook_path,
     };
-    let (share_pods, pods) = watch::channel(pods::Pods::new(BTreeMap::new()));
+    let (share_pods, pods) = watch::channel(None);
     let (share_node, node) = watch::channel(None);
 
     let mut tasks = Tasks::new(token.clone());
@@ -138,7 +152,10 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         until(token.clone(), async move {
             follow::objects(api, only, None, |change| {
                 if let follow::Change::Apply(node) = change {
-                    owner.want_mode(wanted_mode(&node).or(settings.operatingmode));
+                    owner.want(Wanted {
+                        node: wanted_mode(&node).or(settings.operatingmode),
+                        devices: settings.devicemodes.clone(),
+                    });
                     share_node.send_replace(Some(*node));
                 }
             })
@@ -167,9 +184,18 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         until(token.clone(), async move {
             while pods.changed().await.is_ok() {
                 let known = pods.borrow_and_update().clone();
-                cdi.clean(|uid| known.contains_key(uid));
+                if let Some(known) = known {
+                    cdi.clean(|uid| known.contains_key(uid));
+                }
             }
         })
+    });
+    tasks.spawn("hangs", {
+        let (owner, token) = (owner.clone(), token.clone());
+        async move {
+            let watched = token.run_until_cancelled(owner.watch_for_hangs(HANGS_AFTER));
+            watched.await.unwrap_or(Ok(()))
+        }
     });
     tasks.spawn(
         "kubelet",
@@ -194,7 +220,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
 }
 
 /// The mode that the node's label asks for; a label that names none is reported and ignored.
-fn wanted_mode(node: &Node) -> Option<VgpuMode> {
+fn wanted_mode(node: &Node) -> Option<NodeMode> {
     let text = node.labels().get(keys::VGPU_MODE)?;
     text.parse()
         .inspect_err(|error| tracing::warn!(%error, "Ignored the node label {}", keys::VGPU_MODE))

@@ -2,12 +2,13 @@
 
 use std::{sync::Arc, time::Duration};
 
-use domain::VgpuMode;
+use domain::{InstanceState, VgpuMode};
 use prometheus_client::{
     collector::Collector,
     encoding::{DescriptorEncoder, EncodeLabelSet, EncodeLabelValue, EncodeMetric},
     metrics::{
         MetricType,
+        counter::Counter,
         family::Family,
         gauge::ConstGauge,
         histogram::{Histogram, exponential_buckets},
@@ -31,6 +32,12 @@ struct Labels {
     outcome: Outcome,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct XidLabels {
+    device_uuid: String,
+    xid: u64,
+}
+
 type Durations = Family<Labels, Histogram, fn() -> Histogram>;
 
 /// Durations and counts of what the agent does.
@@ -39,6 +46,7 @@ pub struct Metrics {
     create: Durations,
     destroy: Durations,
     prestart: Durations,
+    xids: Family<XidLabels, Counter>,
 }
 
 impl Metrics {
@@ -53,17 +61,31 @@ impl Metrics {
             registry.register_with_unit(name, help, Unit::Seconds, family.clone());
             family
         };
+        let create = family(
+            "instance_create_duration",
+            "Time to make a GPU instance with its compute instance",
+        );
+        let destroy = family("instance_destroy_duration", "Time to remove a GPU instance");
+        let prestart = family(
+            "container_prepare_duration",
+            "Time that a container's start waited for its devices",
+        );
+        let xids = Family::default();
+        registry.register("xid_errors", "XIDs that a GPU told", xids.clone());
         Self {
-            create: family(
-                "instance_create_duration",
-                "Time to make a GPU instance with its compute instance",
-            ),
-            destroy: family("instance_destroy_duration", "Time to remove a GPU instance"),
-            prestart: family(
-                "container_prepare_duration",
-                "Time that a container's start waited for its devices",
-            ),
+            create,
+            destroy,
+            prestart,
+            xids,
         }
+    }
+
+    /// A card told an XID.
+    pub fn xid(&self, gpu: &str, xid: u64) {
+        let device_uuid = gpu.to_owned();
+        self.xids
+            .get_or_create(&XidLabels { device_uuid, xid })
+            .inc();
     }
 
     /// An instance was made, or not.
@@ -101,7 +123,7 @@ pub struct CardsCollector {
 impl Collector for CardsCollector {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
         let inventory = self.inventory.borrow().clone();
-        let cards = publish::cards(&inventory.instances, 0);
+        let cards = publish::cards(&inventory, 0);
         {
             let mut metric = encoder.encode_descriptor(
                 "gpu_info",
@@ -125,6 +147,22 @@ impl Collector for CardsCollector {
                 ];
                 let healthy = i64::from(gpu.unhealthy.is_none());
                 ConstGauge::new(healthy).encode(metric.encode_family(&labels)?)?;
+            }
+        }
+        {
+            let mut metric = encoder.encode_descriptor(
+                "mig_instances",
+                "GPU instances, by what they are there for",
+                None,
+                MetricType::Gauge,
+            )?;
+            for state in InstanceState::ALL {
+                let all = cards.iter().flat_map(|gpu| &gpu.instances);
+                let count = all.filter(|instance| instance.state == state).count();
+                let state = format!("{state:?}");
+                let labels = [("node", self.node.as_str()), ("state", &state)];
+                let count = i64::try_from(count).unwrap_or(i64::MAX);
+                ConstGauge::new(count).encode(metric.encode_family(&labels)?)?;
             }
         }
         let mut metric = encoder.encode_descriptor(

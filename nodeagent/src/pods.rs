@@ -12,8 +12,8 @@ use crate::{
     materialise::Owner,
 };
 
-/// The living pods with a claim, by UID.
-pub type Pods = Arc<BTreeMap<String, ClaimedPod>>;
+/// The living pods with a claim, by UID; nothing until the first list of them is complete.
+pub type Pods = Option<Arc<BTreeMap<String, ClaimedPod>>>;
 
 /// Keeps the pods, and hands every change to the owner of the cards.
 #[derive(Debug, Default)]
@@ -47,13 +47,13 @@ impl Follower {
                 if !self.complete {
                     self.complete = true;
                     owner.claimed(self.pods.clone());
-                    shared.send_replace(Arc::new(self.pods.clone()));
+                    shared.send_replace(Some(Arc::new(self.pods.clone())));
                 }
             }
         }
         if self.complete && self.pods != before {
             owner.claimed(self.pods.clone());
-            shared.send_replace(Arc::new(self.pods.clone()));
+            shared.send_replace(Some(Arc::new(self.pods.clone())));
         }
     }
 }

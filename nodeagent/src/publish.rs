@@ -11,13 +11,11 @@ use kube::{
 };
 use tokio::sync::watch;
 
-use crate::{
-    instances::{Instances, Tenure},
-    materialise::Inventory,
-};
+use crate::{instances::Tenure, materialise::Inventory};
 
 /// The cards as they are published.
-pub fn cards(instances: &Instances, shares: u32) -> Vec<Gpu> {
+pub fn cards(inventory: &Inventory, shares: u32) -> Vec<Gpu> {
+    let instances = &inventory.instances;
     let mut gpus: Vec<Gpu> = instances
         .cards
         .values()
@@ -28,7 +26,8 @@ pub fn cards(instances: &Instances, shares: u32) -> Vec<Gpu> {
             memory_mib: state.card.model.memory_mib,
             mode: state.mode(),
             changing_to: instances.changing_to(&state.card.uuid),
-            unhealthy: state.unhealthy.clone(),
+            by_demand: instances.is_by_demand(state),
+            unhealthy: inventory.ailment(&state.card.uuid),
             shares,
             numa: state.card.numa,
             instances: state
@@ -52,11 +51,11 @@ pub fn cards(instances: &Instances, shares: u32) -> Vec<Gpu> {
                             Some(container.clone()),
                             None,
                         ),
-                        Tenure::Lingering { pod, .. } => (
+                        Tenure::Lingering { last, .. } => (
                             None,
-                            Some(pod.clone()),
+                            last.as_ref().map(|last| last.pod.clone()),
                             None,
-                            Some("processes of a pod that is over still run on it".to_owned()),
+                            Some("no pod claims it; its processes are looked up".to_owned()),
                         ),
                         Tenure::Stuck { reason, .. } => (None, None, None, Some(reason.clone())),
                         Tenure::Foreign => {
@@ -64,6 +63,7 @@ pub fn cards(instances: &Instances, shares: u32) -> Vec<Gpu> {
                         }
                         Tenure::Idle { .. } => (None, None, None, None),
                     };
+                    let reason = held.fault.clone().or(reason);
                     Instance {
                         profile: offer.map_or_else(
                             || format!("profile-{}", held.live.profile_id),
@@ -100,7 +100,7 @@ fn status(
     before: &[Condition],
 ) -> GpuNodeStatus {
     let instances = &inventory.instances;
-    let gpus = cards(instances, shares);
+    let gpus = cards(inventory, shares);
     let mut models = BTreeMap::new();
     for state in instances.cards.values() {
         models
@@ -132,7 +132,7 @@ fn status(
         })
         .collect();
     GpuNodeStatus {
-        mode: instances.wanted_mode,
+        mode: instances.wanted.node,
         models: models.into_values().collect(),
         gpus,
         conditions,
@@ -144,15 +144,30 @@ fn status(
 type Said = (&'static str, bool, &'static str, String);
 
 fn conditions(inventory: &Inventory, node: Option<&Node>, gpus: &[Gpu]) -> Vec<Said> {
-    let mut said: Vec<Said> = vec![match &inventory.nvml {
-        Ok(()) => (
-            "Ready",
-            true,
-            "NvmlAnswers",
-            "NVML answers for every card".to_owned(),
-        ),
-        Err(words) => ("Ready", false, "NvmlFails", words.clone()),
-    }];
+    let ready = match (&inventory.hangs, &inventory.nvml, &inventory.journal) {
+        (Some(words), ..) => ("Ready", false, "NvmlHangs", words.clone()),
+        (None, Err(words), _) => ("Ready", false, "NvmlFails", words.clone()),
+        (None, Ok(()), Some(words)) => ("Ready", false, "JournalFails", words.clone()),
+        (None, Ok(()), None) => {
+            let words = "NVML answers for every card".to_owned();
+            ("Ready", true, "NvmlAnswers", words)
+        }
+    };
+    let mut said: Vec<Said> = vec![ready];
+    let ill = gpus.iter().filter_map(|gpu| {
+        let words = gpu.unhealthy.as_ref()?;
+        let state = inventory.instances.cards.get(&gpu.uuid)?;
+        let reset = state.reset_failure.as_ref();
+        let reset = reset.map_or_else(String::new, |(words, _)| format!(" (reset: {words})"));
+        Some(format!("GPU {}: {words}{reset}", gpu.index))
+    });
+    let ill: Vec<_> = ill.collect();
+    said.push(if ill.is_empty() {
+        let words = "every card can be used".to_owned();
+        ("GpusUnhealthy", false, "AllHealthy", words)
+    } else {
+        ("GpusUnhealthy", true, "Found", ill.join("; "))
+    });
     let changing: Vec<_> = inventory
         .instances
         .cards

@@ -2,13 +2,15 @@
 //! is lost, made twice or left over, and what runs beside has noticed nothing.
 //!
 //! The simulator ends the agent's process before or after the n-th call. A journal write lies between
-//! two calls, so a write that was cut short is the state before the next call with the last record
-//! cut short. `CRASH_STRIDE=1` (`make crash`) takes every point, otherwise a sample is taken.
+//! two calls, so a write that was cut short is the state before the next call with the records since the
+//! last one missing or cut short. `CRASH_STRIDE=1` (`make crash`) takes every point, otherwise a sample is taken.
 #![allow(
     clippy::unwrap_used,
     clippy::print_stdout,
     reason = "a test that prints a table, and its child process"
 )]
+
+mod support;
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -24,18 +26,19 @@ use std::{
 
 use domain::{Claim, FilterDevices, Model, Offer, VgpuMode, fixtures};
 use nodeagent::{
-    claims::ClaimedPod,
-    instances::Tenure,
+    instances::{Tenure, Wanted},
     journal::Journal,
     materialise::{Owner, Settings},
     metrics::Metrics,
 };
 use nvml_sim::{
-    GpuSpec, provision,
+    GpuSpec, built_library, provision,
     store::{Action, Control, Rule, State, Store},
 };
 use prometheus_client::registry::Registry;
 use serde::{Deserialize, Serialize};
+
+use support::{claim, pods};
 
 /// What an agent is to bring about, and then end.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -54,17 +57,6 @@ impl Goal {
     }
 }
 
-fn library() -> PathBuf {
-    let own = std::env::current_exe().unwrap();
-    let deps = own.parent().unwrap();
-    let places = [
-        deps.join("libnvml_sim.so"),
-        deps.with_file_name("libnvml_sim.so"),
-    ];
-    let built = places.into_iter().find(|path| path.exists());
-    built.expect("cargo builds the cdylib beside its tests")
-}
-
 /// The agent: the real owner of NVML and the real journal, without kubelet and API server.
 #[test]
 fn child_process() {
@@ -77,26 +69,25 @@ fn child_process() {
         .build()
         .unwrap();
     let settings = Settings {
-        library: Some(library().into()),
+        library: Some(built_library().unwrap().into()),
         journal: dir.join("journal"),
         idle_ttl: Duration::ZERO,
+        idle_limit: 0,
         filter: FilterDevices::default(),
+        // Another thread's calls would come between those that are counted.
+        ignored: "all".parse().unwrap(),
+        reset: vec![],
+        proc: dir.join("proc"),
     };
     let (tell, _happenings) = tokio::sync::mpsc::channel(64);
     let metrics = Metrics::register(&mut Registry::default());
     let owner = Owner::start(settings, metrics, tell).unwrap();
-    owner.want_mode(Some(goal.mode()));
-    let claimed = goal.pods.iter().map(|(uid, claim)| {
-        let pod = ClaimedPod {
-            uid: uid.clone(),
-            namespace: "default".to_owned(),
-            name: uid.clone(),
-            claim: claim.clone(),
-            containers: BTreeMap::new(),
-        };
-        (uid.clone(), pod)
+    owner.want(Wanted {
+        node: Some(goal.mode.parse().unwrap()),
+        devices: vec![],
     });
-    owner.claimed(claimed.collect());
+    let claims = goal.pods.iter();
+    owner.claimed(pods(claims.map(|(uid, claim)| (uid.as_str(), claim))));
     runtime.block_on(async {
         if let Some(uid) = &goal.ensure {
             let limit = Duration::from_secs(10);
@@ -285,17 +276,19 @@ impl Operation {
             let now = self.killed(dir, n, Action::KillBefore);
             let text = journal(&now);
             check(&now, format!("before call {n}"));
-            if n > 1 && text.len() > written {
-                let start = text[..text.len() - 1].iter().rposition(|b| *b == b'\n');
-                let start = start.map_or(0, |at| at + 1);
-                let half = usize::midpoint(start, text.len());
-                for length in [start + 1, half, text.len() - 1] {
+            // Each record that was written since the call before, missing or cut short.
+            let mut start = if n > 1 { written } else { text.len() };
+            while start < text.len() {
+                let line = text[start..].iter().position(|byte| *byte == b'\n');
+                let end = line.map_or(text.len(), |line| start + line + 1);
+                for length in [start, start + 1, usize::midpoint(start, end), end - 1] {
                     fs::write(now.join("journal"), &text[..length]).unwrap();
                     check(
                         &now,
                         format!("journal cut to {length} bytes before call {n}"),
                     );
                 }
+                start = end;
             }
             fs::remove_dir_all(now).unwrap();
             n += stride;
@@ -306,13 +299,6 @@ impl Operation {
 
 /// Where somebody else's instance is.
 const FOREIGN: (usize, u8) = (1, 0);
-
-fn claim(gpu: &str, offer: &Offer, start: u8) -> Claim {
-    let device = serde_json::json!({ "mode": "mig", "gpu": gpu, "profile": offer.profile,
-        "start": start, "size": offer.size, "mem": offer.memory_mib });
-    let container = serde_json::json!({ "name": "main", "devices": [device] });
-    serde_json::from_value(serde_json::json!({ "v": 1, "containers": [container] })).unwrap()
-}
 
 fn cards(dir: &Path, model: &str, mig: bool) -> [String; 2] {
     fs::create_dir_all(dir).unwrap();

@@ -21,6 +21,8 @@ impl Code {
     pub const FUNCTION_NOT_FOUND: Self = Self(13);
     /// The card fell off the bus.
     pub const GPU_IS_LOST: Self = Self(15);
+    /// The library is not the one of the driver that runs: it was replaced.
+    pub const LIB_RM_VERSION_MISMATCH: Self = Self(18);
     /// A client or an instance is in the way.
     pub const IN_USE: Self = Self(19);
     /// Placement taken, profile used up or card fragmented.

@@ -99,9 +99,7 @@ impl Cards {
         let mut info: sys::nvmlComputeInstanceInfo_t = unsafe { std::mem::zeroed() };
         call!(self, nvmlComputeInstanceGetInfo_v2(handle, &raw mut info))?;
         // `device` is documented as the parent but is the MIG device handle in practice.
-        let uuid = super::text(96, |buffer, length| {
-            call!(self, nvmlDeviceGetUUID(info.device, buffer, length))
-        })?;
+        let uuid = self.uuid(info.device)?;
         Ok(ComputeInstance { id: info.id, uuid })
     }
 
@@ -216,33 +214,22 @@ impl Cards {
         call!(self, nvmlGpuInstanceDestroy(gi))
     }
 
-    /// Process ids that run on a MIG device (`nvmlDeviceGetComputeRunningProcesses_v3`).
-    pub fn processes(&self, mig_uuid: &str) -> Result<Vec<u32>, NvmlError> {
-        let device = self.device(mig_uuid)?;
-        let mut count = 0;
-        let asked = call!(
-            self,
-            nvmlDeviceGetComputeRunningProcesses_v3(device, &raw mut count, ptr::null_mut())
-        );
-        match asked {
-            Err(error) if error.code() == Some(Code::INSUFFICIENT_SIZE) => {}
-            Ok(()) if count == 0 => return Ok(vec![]),
-            other => other?,
+    /// Ids of the processes on an instance, if it still is there.
+    pub fn processes(&self, uuid: &str, of: &LiveInstance) -> Result<Vec<u32>, NvmlError> {
+        let gi = self.gpu_instance(uuid, of.id)?;
+        let mut pids = Vec::new();
+        for compute in &of.compute {
+            let mut ci = ptr::null_mut();
+            call!(
+                self,
+                nvmlGpuInstanceGetComputeInstanceById(gi, compute.id, &raw mut ci)
+            )?;
+            // SAFETY: a plain C struct, for which zeros are a value.
+            let mut info: sys::nvmlComputeInstanceInfo_t = unsafe { std::mem::zeroed() };
+            call!(self, nvmlComputeInstanceGetInfo_v2(ci, &raw mut info))?;
+            pids.extend(self.processes_on(info.device)?);
         }
-        // Room for those that start meanwhile.
-        count += 8;
-        // SAFETY: a plain C struct, for which zeros are a value.
-        let mut infos: Vec<sys::nvmlProcessInfo_t> =
-            vec![unsafe { std::mem::zeroed() }; count as usize];
-        call!(
-            self,
-            nvmlDeviceGetComputeRunningProcesses_v3(device, &raw mut count, infos.as_mut_ptr())
-        )?;
-        Ok(infos
-            .iter()
-            .take(count as usize)
-            .map(|info| info.pid)
-            .collect())
+        Ok(pids)
     }
 
     fn gpu_instance(&self, uuid: &str, id: u32) -> Result<sys::nvmlGpuInstance_t, NvmlError> {

@@ -2,25 +2,35 @@
 //!
 //! nvml-wrapper loads the library and wraps what it knows; the GPU instance calls go to the raw
 //! symbols, because the wrapper has none (and its `possible_placements` is always empty).
-//! Everything here blocks and belongs on the one thread that owns the library.
+//! Everything here blocks and belongs on the one thread that owns the library; only the wait for
+//! faults ([`Watch`]) has a thread and a session of its own.
 #![allow(unsafe_code, reason = "NVML is a C library")]
 
 mod error;
+mod health;
 mod instance;
 mod profile;
+mod watch;
 
-use std::{ffi::OsStr, mem, ptr};
+use std::{cell::RefCell, collections::BTreeMap, ffi::OsStr, mem, ptr};
 
-use domain::{Model, Slices};
+use domain::{FilterDevices, Model, Slices};
 use nvml_wrapper::Nvml;
 use nvml_wrapper_sys::bindings as sys;
 
-pub use self::error::{Code, NvmlError};
 pub(crate) use self::error::{call, check};
+pub use self::{
+    error::{Code, NvmlError},
+    health::{Recovery, Standing},
+    watch::{Event, Fault, Watch},
+};
 
 /// A loaded NVML with an open session.
 pub struct Cards {
     nvml: Nvml,
+    /// Handles of whole cards by UUID. They die with a change of mode or a reset; those of MIG devices with every
+    /// change of instances, so they are never kept.
+    handles: RefCell<BTreeMap<String, sys::nvmlDevice_t>>,
 }
 
 /// A card as NVML shows it now.
@@ -38,6 +48,8 @@ pub struct SurveyedCard {
     pub model: Model,
     /// MIG mode; `None` where the card cannot do MIG.
     pub mig: Option<MigMode>,
+    /// What it says of its own condition.
+    pub standing: Standing,
     /// The GPU instances on it.
     pub instances: Vec<LiveInstance>,
 }
@@ -96,7 +108,20 @@ impl Cards {
                 }),
                 source,
             })?,
+            handles: RefCell::default(),
         })
+    }
+
+    /// Does something while this process has no card open, and opens the session again.
+    ///
+    /// A reset wants that, and a session that died with the driver is of no use any more.
+    pub fn without_session<T>(&self, work: impl FnOnce() -> T) -> Result<T, NvmlError> {
+        self.handles.borrow_mut().clear();
+        // The session may be dead already: what counts is that it can be opened again.
+        let _ = call!(self, nvmlShutdown());
+        let result = work();
+        call!(self, nvmlInit_v2())?;
+        Ok(result)
     }
 
     /// Version of the driver, for logs.
@@ -104,24 +129,37 @@ impl Cards {
         self.nvml.sys_driver_version().unwrap_or_default()
     }
 
-    /// Everything about every card; a card that fails is skipped and reported beside.
-    pub fn survey(&self) -> Result<Survey, NvmlError> {
+    /// Everything about every card that is our business; one that fails is skipped and reported beside.
+    pub fn survey(&self, filter: &FilterDevices) -> Result<Survey, NvmlError> {
+        self.handles.borrow_mut().clear();
         let mut count = 0;
         call!(self, nvmlDeviceGetCount_v2(&raw mut count))?;
         let mut cards = Vec::new();
         let mut failed = Vec::new();
         for index in 0..count {
-            match self.survey_card(index) {
-                Ok(card) => cards.push(card),
+            if filter.index.contains(&index) {
+                continue;
+            }
+            match self.survey_card(index, filter) {
+                Ok(card) => cards.extend(card),
                 Err(error) => failed.push((index, error)),
             }
         }
         Ok((cards, failed))
     }
 
-    fn survey_card(&self, index: u32) -> Result<SurveyedCard, NvmlError> {
+    fn survey_card(
+        &self,
+        index: u32,
+        filter: &FilterDevices,
+    ) -> Result<Option<SurveyedCard>, NvmlError> {
         let mut device = ptr::null_mut();
         call!(self, nvmlDeviceGetHandleByIndex_v2(index, &raw mut device))?;
+        let uuid = self.uuid(device)?;
+        if filter.excludes(index, &uuid) {
+            return Ok(None);
+        }
+        self.handles.borrow_mut().insert(uuid.clone(), device);
         let mig = self.mig_mode(device)?;
         let model = self.model(device, mig.is_some())?;
         let mut minor = 0;
@@ -133,16 +171,22 @@ impl Cards {
         } else {
             vec![]
         };
-        Ok(SurveyedCard {
+        Ok(Some(SurveyedCard {
             index,
-            uuid: text(96, |buffer, length| {
-                call!(self, nvmlDeviceGetUUID(device, buffer, length))
-            })?,
+            uuid,
             minor,
             numa: numa.ok(),
             model,
             mig,
+            standing: self.standing(device),
             instances,
+        }))
+    }
+
+    /// UUID of a card or MIG device.
+    fn uuid(&self, device: sys::nvmlDevice_t) -> Result<String, NvmlError> {
+        text(96, |buffer, length| {
+            call!(self, nvmlDeviceGetUUID(device, buffer, length))
         })
     }
 
@@ -174,6 +218,7 @@ impl Cards {
         )?;
         check("nvmlDeviceSetMigMode: activation", activation)?;
         // The call may rebind the device: read the handle again before asking.
+        self.handles.borrow_mut().remove(uuid);
         let device = self.device(uuid)?;
         match self.mig_mode(device)? {
             Some(mode) if mode.current == enable => Ok(()),
@@ -183,6 +228,9 @@ impl Cards {
     }
 
     fn device(&self, uuid: &str) -> Result<sys::nvmlDevice_t, NvmlError> {
+        if let Some(known) = self.handles.borrow().get(uuid) {
+            return Ok(*known);
+        }
         let text =
             std::ffi::CString::new(uuid).map_err(|_| NvmlError::NoSuchCard(uuid.to_owned()))?;
         let mut device = ptr::null_mut();
@@ -190,6 +238,7 @@ impl Cards {
             self,
             nvmlDeviceGetHandleByUUID(text.as_ptr(), &raw mut device)
         )?;
+        self.handles.borrow_mut().insert(uuid.to_owned(), device);
         Ok(device)
     }
 }

@@ -1,0 +1,31 @@
+//! What the tests of the owner thread share: pods with claims.
+
+use std::collections::BTreeMap;
+
+use domain::{Claim, Offer};
+use nodeagent::claims::ClaimedPod;
+
+/// A claim of one container `main` on one instance.
+pub(crate) fn claim(gpu: &str, offer: &Offer, start: u8) -> Claim {
+    let device = serde_json::json!({ "mode": "mig", "gpu": gpu, "profile": offer.profile,
+        "start": start, "size": offer.size, "mem": offer.memory_mib });
+    let container = serde_json::json!({ "name": "main", "devices": [device] });
+    serde_json::from_value(serde_json::json!({ "v": 1, "containers": [container] })).unwrap()
+}
+
+/// Pods with these claims, by UID.
+pub(crate) fn pods<'a>(
+    claims: impl IntoIterator<Item = (&'a str, &'a Claim)>,
+) -> BTreeMap<String, ClaimedPod> {
+    let pods = claims.into_iter().map(|(uid, claim)| {
+        let pod = ClaimedPod {
+            uid: uid.to_owned(),
+            namespace: "default".to_owned(),
+            name: uid.to_owned(),
+            claim: claim.clone(),
+            containers: BTreeMap::new(),
+        };
+        (uid.to_owned(), pod)
+    });
+    pods.collect()
+}
