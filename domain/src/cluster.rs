@@ -681,4 +681,31 @@ mod tests {
         let placed = best(&cluster, &mig);
         assert_eq!(placed, Some(("auto".to_owned(), VgpuMode::Mig, false)));
     }
+
+    /// Peer lesson: a slot is free when its instance is gone or idle, not when its pod is.
+    #[test]
+    fn the_slices_of_an_instance_are_free_only_when_it_is_idle() {
+        use crate::Instance;
+        let mut node = fixtures::node("n", &fixtures::a30(), 1, VgpuMode::Mig);
+        node.gpus[0].instances.push(Instance {
+            profile: "4g.24gb".into(),
+            start: 0,
+            size: 4,
+            gpu_instance_id: 0,
+            uuid: None,
+            memory_mib: 24_000,
+            state: InstanceState::Idle,
+            pod: None,
+            pod_uid: None,
+            container: None,
+            reason: None,
+        });
+        for state in InstanceState::ALL {
+            node.gpus[0].instances[0].state = state;
+            let mut cluster = Cluster::default();
+            cluster.apply_node("n", node.clone());
+            let plan = cluster.plan("n", &one(1_000), &Config::default());
+            assert_eq!(plan.is_ok(), state == InstanceState::Idle, "{state:?}");
+        }
+    }
 }

@@ -79,7 +79,10 @@ impl GpuNodeStatus {
                 (VgpuMode::Mig, true) => "-".to_owned(),
                 (VgpuMode::Mig, false) => line.join(" "),
             };
-            cards.push(format!("{}: {line}", gpu.index));
+            let ill = gpu.unhealthy.as_ref().map_or("", |_| " (unhealthy)");
+            let to = gpu.changing_to.map(|mode| format!(" (to {mode})"));
+            let to = to.unwrap_or_default();
+            cards.push(format!("{}: {line}{ill}{to}", gpu.index));
         }
         self.layout = cards.join(" | ");
         self
@@ -107,8 +110,13 @@ mod tests {
             container: Some("main".into()),
             reason: None,
         });
+        status.gpus[1].unhealthy = Some("XID 79".into());
+        status.gpus[1].changing_to = Some(VgpuMode::HamiCore);
         let status = status.summed_up();
-        assert_eq!(status.layout, "0: 1g.10gb@6=default/a | 1: -");
+        assert_eq!(
+            status.layout,
+            "0: 1g.10gb@6=default/a | 1: - (unhealthy) (to hami-core)"
+        );
         assert_eq!(status.in_use, 1);
         let json = serde_json::to_string(&status).unwrap();
         assert_eq!(

@@ -104,10 +104,31 @@ impl From<Seconds> for Duration {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
+    use clap::{CommandFactory, Parser};
 
     #[test]
     fn flags_are_consistent() {
         super::Args::command().debug_assert();
+    }
+
+    /// Peer lesson: without these two variables a container sees only its own MIG devices.
+    #[test]
+    fn the_manifest_starts_the_agent_with_the_right_to_change_mig_devices() {
+        let text = include_str!("../../manifests/nodeagent.yaml");
+        let manifest: serde_json::Value = serde_saphyr::from_str(text).unwrap();
+        let container = &manifest["spec"]["template"]["spec"]["containers"][0];
+        for name in ["NVIDIA_MIG_CONFIG_DEVICES", "NVIDIA_MIG_MONITOR_DEVICES"] {
+            let mut env = container["env"].as_array().unwrap().iter();
+            let variable = env.find(|variable| variable["name"] == name);
+            assert_eq!(variable.unwrap()["value"], "all", "{name}");
+        }
+        let flags = container["args"].as_array().unwrap().iter();
+        let flags = flags.filter_map(serde_json::Value::as_str);
+        let args = super::Args::try_parse_from(
+            ["tessera-nodeagent", "--node-name=n"]
+                .into_iter()
+                .chain(flags),
+        );
+        assert_eq!(args.unwrap().dev_dir.to_str(), Some("/host/dev"));
     }
 }

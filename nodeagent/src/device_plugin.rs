@@ -390,7 +390,7 @@ pub async fn run(plugin: Plugin, token: CancellationToken) -> anyhow::Result<()>
     let kubelet = plugin.kubelet.directory.join("kubelet.sock");
     let mut inventory = plugin.owner.inventory();
     // Registering before the first survey would offer no device, and a node without GPUs for a moment.
-    let surveyed = inventory.wait_for(|inventory| inventory.nvml.is_ok());
+    let surveyed = inventory.wait_for(|inventory| inventory.is_surveyed());
     if token.run_until_cancelled(surveyed).await.is_none() {
         return Ok(());
     }

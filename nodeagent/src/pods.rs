@@ -109,3 +109,32 @@ fn progress(status: &ContainerStatus) -> Progress {
         ),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pod(name: &str, claim: &str) -> Pod {
+        let pod = serde_json::json!({
+            "metadata": { "name": name, "uid": name, "annotations": { "tessera.dev/claim": claim } },
+            "spec": { "nodeName": "n", "containers": [] },
+        });
+        serde_json::from_value(pod).unwrap()
+    }
+
+    /// Peer lesson: one bad record does not stop the others.
+    #[test]
+    fn a_bad_claim_is_skipped_and_the_others_are_read() {
+        let good = r#"{"v":1,"containers":[{"name":"main","devices":[]}]}"#;
+        for bad in [
+            "",
+            "{",
+            r#"{"v":99,"containers":[]}"#,
+            r#"{"v":1,"containers":[{"name":1}]}"#,
+        ] {
+            let pods = [pod("bad", bad), pod("good", good)];
+            let read: Vec<_> = pods.iter().filter_map(claimed).map(|pod| pod.uid).collect();
+            assert_eq!(read, ["good"], "{bad}");
+        }
+    }
+}

@@ -317,3 +317,138 @@ async fn write(
         other => other.map(|_| ()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        instances::{CardState, Held, Instances},
+        nvml::{LiveInstance, MigMode, Standing, SurveyedCard},
+    };
+    use domain::{NodeMode, fixtures};
+
+    fn inventory() -> Inventory {
+        let card = SurveyedCard {
+            index: 0,
+            uuid: "GPU-1".into(),
+            minor: 0,
+            numa: None,
+            model: fixtures::a100_80gb(),
+            mig: Some(MigMode {
+                current: true,
+                pending: true,
+            }),
+            standing: Standing::default(),
+            instances: vec![],
+        };
+        let mut instances = Instances::default();
+        instances.surveyed(vec![card], &[], &[], 0);
+        instances.claimed(BTreeMap::new(), 0);
+        Inventory {
+            instances,
+            nvml: Ok(()),
+            hangs: None,
+            journal: None,
+        }
+    }
+
+    fn held(tenure: Tenure) -> Held {
+        let live = LiveInstance {
+            id: 7,
+            profile_id: 19,
+            start: 6,
+            size: 1,
+            compute: vec![],
+        };
+        Held {
+            live,
+            generation: Some(1),
+            tenure,
+            fault: None,
+        }
+    }
+
+    fn label(key: &str) -> Node {
+        let labels = serde_json::json!({ "metadata": { "labels": { key: "all-1g.10gb" } } });
+        serde_json::from_value(labels).unwrap()
+    }
+
+    /// Peer lesson: what went wrong ends in a condition that says so, never in silence.
+    #[test]
+    fn every_trouble_has_its_condition_in_words() {
+        let said = |inventory: &Inventory, node: Option<&Node>| -> BTreeMap<String, String> {
+            let status = status(inventory, node, 10, &[]);
+            let bad = |c: &Condition| (c.kind == "Ready") == (c.status == "False");
+            let bad = status.conditions.into_iter().filter(bad);
+            bad.map(|c| (c.kind, format!("{}: {}", c.reason, c.message)))
+                .collect()
+        };
+        let well = inventory();
+        assert_eq!(said(&well, None), BTreeMap::new());
+        let one = |change: &dyn Fn(&mut Inventory, &mut CardState), node: Option<&Node>| {
+            let mut ill = inventory();
+            let mut state = ill.instances.cards.remove("GPU-1").unwrap();
+            change(&mut ill, &mut state);
+            ill.instances.cards.insert("GPU-1".into(), state);
+            let said = said(&ill, node);
+            assert_eq!(said.len(), 1, "{said:?}");
+            said.into_iter().next().unwrap()
+        };
+        let stuck = Tenure::Stuck {
+            failures: 6,
+            retry_at: 0,
+            reason: "In use by another client".into(),
+        };
+        for ((kind, words), wanted, part) in [
+            (
+                one(&|i, _| i.nvml = Err("GPU 0: GPU is lost".into()), None),
+                "Ready",
+                "NvmlFails: GPU 0: GPU is lost",
+            ),
+            (
+                one(&|i, _| i.journal = Some("disk full".into()), None),
+                "Ready",
+                "JournalFails: disk full",
+            ),
+            (
+                one(&|_, card| card.fault = Some(("XID 79".into(), 0)), None),
+                "GpusUnhealthy",
+                "GPU 0: XID 79",
+            ),
+            (
+                one(&|_, card| card.instances.push(held(stuck.clone())), None),
+                "Quarantined",
+                "1g.10gb at 6 of GPU 0: In use by another client",
+            ),
+            (
+                one(&|_, card| card.instances.push(held(Tenure::Foreign)), None),
+                "ForeignInstances",
+                "not made by Tessera",
+            ),
+            (
+                one(
+                    &|inventory, card| {
+                        inventory.instances.wanted.node = Some(NodeMode::HamiCore);
+                        card.mode_failure = Some(("in use by python (process 7)".into(), 0));
+                    },
+                    None,
+                ),
+                "ModeChanging",
+                "to hami-core: in use by python (process 7)",
+            ),
+            (
+                one(&|_, _| {}, Some(&label(keys::MIG_CONFIG))),
+                "OtherMigManager",
+                "NVIDIA's MIG manager may change instances",
+            ),
+        ] {
+            assert!(kind == wanted && words.contains(part), "{kind}: {words}");
+        }
+        // A call that hangs makes every card ill, too.
+        let mut hangs = inventory();
+        hangs.hangs = Some("NVML has not answered for 30 s".into());
+        let said = said(&hangs, None);
+        assert_eq!(said.len(), 2, "{said:?}");
+        assert!(said["Ready"].starts_with("NvmlHangs"), "{said:?}");
+    }
+}

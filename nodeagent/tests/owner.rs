@@ -341,12 +341,13 @@ fn a_lost_card_leaves_the_others_alone_and_is_well_when_it_answers() {
         "a_lost_card_leaves_the_others_alone_and_is_well_when_it_answers",
         async |world: World| {
             let gpus = world.cards("a100-80gb", 2, true);
+            let lose = |lost| {
+                let lose = world.store().with(|state| state.cards[0].lost = lost);
+                lose.unwrap();
+            };
             let agent = world.agent();
             agent.until("surveyed", |i| i.nvml.is_ok()).await;
-            world
-                .store()
-                .with(|state| state.cards[0].lost = true)
-                .unwrap();
+            lose(true);
             agent
                 .until_card("lost", &gpus[0], |card| card.lost.is_some())
                 .await;
@@ -360,14 +361,19 @@ fn a_lost_card_leaves_the_others_alone_and_is_well_when_it_answers() {
             agent.owner.claimed(pods([("a", &own), ("b", &other)]));
             let told = agent.until_told("InstanceCreationFailed").await;
             assert_eq!(told.pod_uid.as_deref(), Some("b"), "{told:?}");
-            world
-                .store()
-                .with(|state| state.cards[0].lost = false)
-                .unwrap();
+            lose(false);
             agent
                 .until_card("back", &gpus[0], |card| !is_ill(card))
                 .await;
             agent.owner.ensure("b", "main", PATIENCE).await.unwrap();
+            // Lost when the agent starts, it holds up nobody either.
+            agent.end().await;
+            lose(true);
+            let agent = world.agent();
+            let surveyed = agent.until("surveyed", Inventory::is_surveyed).await;
+            assert!(surveyed.nvml.is_err());
+            agent.owner.claimed(pods([("a", &own)]));
+            agent.owner.ensure("a", "main", PATIENCE).await.unwrap();
         },
     );
 }
@@ -650,6 +656,39 @@ fn a_reset_by_the_driver_that_is_pending_is_seen_at_the_start() {
             agent
                 .until_card("well", &gpus[0], |card| !is_ill(card))
                 .await;
+        },
+    );
+}
+
+/// Peer lesson: GPUs without MIG go on working.
+#[test]
+fn a_card_without_mig_works_on_in_shares_on_a_mig_node() {
+    alone(
+        "a_card_without_mig_works_on_in_shares_on_a_mig_node",
+        async |world: World| {
+            let gpus = world.cards("a100-80gb", 2, true);
+            let rule = Rule {
+                call: "nvmlDeviceGetMigMode".to_owned(),
+                gpu: Some(1),
+                nth: None,
+                times: None,
+                // NOT_SUPPORTED
+                action: Action::Code(3),
+            };
+            let control = Control {
+                rules: vec![rule],
+                ..Control::default()
+            };
+            world.store().control(Some(&control)).unwrap();
+            let agent = world.agent();
+            let inventory = agent.until("surveyed", |i| i.nvml.is_ok()).await;
+            let plain = &inventory.instances.cards[&gpus[1]];
+            assert_eq!((plain.mode(), is_ill(plain)), (VgpuMode::HamiCore, false));
+            assert!(plain.card.model.offers.is_empty());
+            assert_eq!(inventory.instances.changing_to(&gpus[1]), None);
+            let own = claim(&gpus[0], &offer("1g.10gb"), 6);
+            agent.owner.claimed(pods([("a", &own)]));
+            agent.owner.ensure("a", "main", PATIENCE).await.unwrap();
         },
     );
 }

@@ -65,6 +65,11 @@ pub struct Inventory {
 }
 
 impl Inventory {
+    /// Whether the cards have been looked at; one that does not answer is no reason to wait for it.
+    pub fn is_surveyed(&self) -> bool {
+        self.nvml.is_ok() || !self.instances.cards.is_empty()
+    }
+
     /// Why a card must not be used for new pods.
     pub fn ailment(&self, gpu: &str) -> Option<String> {
         let state = self.instances.cards.get(gpu)?;
