@@ -77,6 +77,8 @@ pub enum Tenure {
         last: Option<Bound>,
         /// When to look again.
         look_at: Millis,
+        /// How often it was looked at.
+        looks: u32,
     },
     /// Nobody, since then.
     Idle {
@@ -401,6 +403,7 @@ impl Instances {
                         tenure: entry.map_or(Tenure::Foreign, |entry| Tenure::Lingering {
                             last: entry.bound.clone(),
                             look_at: now,
+                            looks: 0,
                         }),
                         fault: None,
                     },
@@ -467,6 +470,7 @@ impl Instances {
                         held.tenure = Tenure::Lingering {
                             last: Some(last),
                             look_at: now,
+                            looks: 0,
                         };
                     }
                     (_, Some((pod, container))) if takes(pod) => {
@@ -1194,6 +1198,7 @@ mod tests {
         state.held(GPU, 7).unwrap().tenure = Tenure::Lingering {
             last: Some(bound("a")),
             look_at: 0,
+            looks: 0,
         };
         claimed(&mut state, &[app("a", "1g.10gb", 6)], 0);
         assert_eq!(state.cards[GPU].instances[0].bound(), Some(bound("a")));

@@ -92,7 +92,8 @@ impl World {
                 .chain(["--exact", "reset_command", "--nocapture"])
                 .map(str::to_owned)
                 .collect(),
-            proc: "/proc".into(),
+            // Pods of these short names are nobody's on the machine.
+            proc: self.dir.join("proc"),
         }
     }
 

@@ -15,8 +15,8 @@ use crate::{
     proc,
 };
 
-/// How long between looks at an instance that processes may be on, milliseconds.
-const LOOK_EVERY: Millis = 1_000;
+/// How long after the first look at an instance that processes may be on, doubled up to 16 s, milliseconds.
+const LOOK_AGAIN: Millis = 1_000;
 /// How long after a change of mode that failed, milliseconds.
 const MODE_AGAIN: Millis = 10_000;
 /// How long after a reset of a card that was ill and still is, or cannot be reset, milliseconds.
@@ -59,10 +59,16 @@ impl Thread {
         let Some(held) = self.state.held(gpu, id) else {
             return;
         };
-        let Tenure::Lingering { last, look_at } = &mut held.tenure else {
+        let Tenure::Lingering {
+            last,
+            look_at,
+            looks,
+        } = &mut held.tenure
+        else {
             return;
         };
-        *look_at = now + LOOK_EVERY;
+        *look_at = now + (LOOK_AGAIN << (*looks).min(4));
+        *looks += 1;
         let (live, last) = (held.live.clone(), last.clone());
         let runs = match cards.processes(gpu, &live) {
             Ok(pids) if !pids.is_empty() => true,

@@ -415,6 +415,9 @@ impl Thread {
                     Some(id) => self.has_instance(gpu, id),
                     None => self.pods_on(gpu),
                 };
+                // Of several applications it is not known whose fault it is.
+                let is_clear = scope != Scope::Application || whom.len() == 1;
+                let whom = whom.into_iter().filter(|_| is_clear);
                 for uid in whom {
                     self.happen(Happening {
                         pod_uid: Some(uid),
