@@ -20,7 +20,7 @@ use tokio::{
 };
 
 use crate::{
-    cluster::Cluster,
+    cluster::{Cluster, Component},
     error::{AtPath, Error},
     layout::{ADMIN_PORT, DEVICE_PLUGIN_DIR, PLUGIN_PORT, WEBHOOK_PORT, binaries_dir, tools_dir},
     process::Spec,
@@ -127,7 +127,7 @@ impl Tessera {
         step("Tessera is installed: webhook, plugin, scheduler");
         tessera.equip_real_node(&real).await?;
         step("the agent of the real node has published its GPUs");
-        tessera.add_hollow_nodes("hollow", &hollow).await?;
+        tessera.add_hollow_nodes(&hollow).await?;
         step("the hollow nodes and their agents are ready");
         Ok(tessera)
     }
@@ -185,23 +185,24 @@ impl Tessera {
         self.start_agent(spec, &places).await
     }
 
-    /// Adds hollow nodes: one process that is the kubelet of all of them, and an agent for each.
-    pub async fn add_hollow_nodes(&self, name: &str, specs: &[GpuNodeSpec]) -> Result<(), Error> {
-        let dir = self.cluster.layout.hollow();
-        let mut hollow = Spec::new(name, binaries_dir().join("tessera-hollow"))
-            .arg(format!("--dir={}", dir.display()))
-            .arg(format!(
-                "--kubeconfig={}",
-                self.cluster.layout.kubeconfig("admin").display()
-            ));
+    /// Adds hollow nodes: for each a process that is its kubelet, and an agent.
+    pub async fn add_hollow_nodes(&self, specs: &[GpuNodeSpec]) -> Result<(), Error> {
+        let layout = &self.cluster.layout;
+        let admin = layout.kubeconfig("admin");
         for spec in specs {
             self.provision(spec)?;
-            hollow = hollow.arg(format!("--node={}={}", spec.name, spec.label()));
+            let dir = layout.hollow().join(&spec.name);
+            let program = binaries_dir().join("tessera-hollow");
+            self.start(
+                &Spec::new(self.kubelet(&spec.name), program)
+                    .arg(format!("--dir={}", dir.display()))
+                    .arg(format!("--kubeconfig={}", admin.display()))
+                    .arg(format!("--node={}={}", spec.name, spec.label())),
+            )?;
         }
-        self.start(&hollow)?;
         for spec in specs {
             self.cluster.node_is_ready(&spec.name).await?;
-            let node = dir.join(&spec.name);
+            let node = layout.hollow().join(&spec.name);
             let places = Places {
                 device_plugins: node.join("device-plugins"),
                 pod_resources: node.join("pod-resources/kubelet.sock"),
@@ -224,6 +225,16 @@ impl Tessera {
         let port = flag.and_then(|port| port.parse().ok());
         self.is_ready(&name, port.ok_or(Error::Unknown(name.clone()))?)
             .await
+    }
+
+    /// Name of the process that is a node's kubelet.
+    pub fn kubelet(&self, node: &str) -> String {
+        let real = Component::Kubelet.name();
+        if node == self.cluster.node {
+            real.to_owned()
+        } else {
+            format!("{real}-{node}")
+        }
     }
 
     /// The simulated GPUs of a node, as they are behind NVML.

@@ -160,9 +160,44 @@ impl Devices {
         serde_json::to_vec(&file).unwrap_or_default()
     }
 
-    /// Takes over what the file says, as kubelet does when it starts.
+    /// Whether a container that holds its ids already may be started, as kubelet's `devicesToAllocate` says.
+    pub(super) fn admit_again(&self, uid: &str, container: &str) -> Result<(), String> {
+        for holding in self.of(uid, container) {
+            let resource = &holding.resource;
+            let words = |words: &str| {
+                Err(format!(
+                    "Allocate failed due to {words} {resource}, which is unexpected"
+                ))
+            };
+            let Some(plugin) = self.plugins.get(resource) else {
+                return words("cannot allocate unregistered device");
+            };
+            let healthy = |id: &String| plugin.ids.get(id) == Some(&true);
+            if !plugin.ids.values().any(|healthy| *healthy) {
+                return words("no healthy devices present; cannot allocate unhealthy devices");
+            }
+            if !holding.ids.iter().all(healthy) {
+                return words(
+                    "previously allocated devices are no longer healthy; cannot allocate unhealthy devices",
+                );
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes over what the file says, as kubelet does when it starts: no device is healthy before its plugin is back.
     pub(super) fn restore(&mut self, bytes: &[u8]) -> serde_json::Result<()> {
         let file: File = serde_json::from_slice(bytes)?;
+        let known = file.data.registered_devices.into_iter();
+        self.plugins = known
+            .map(|(resource, ids)| {
+                let plugin = Plugin {
+                    ids: ids.into_iter().map(|id| (id, false)).collect(),
+                    ..Plugin::default()
+                };
+                (resource, plugin)
+            })
+            .collect();
         self.held = file
             .data
             .pod_device_entries
@@ -312,9 +347,27 @@ mod tests {
                 .len(),
             2
         );
-        let mut after = devices(2);
+        let mut after = Devices::default();
         after.restore(&before.checkpoint()).unwrap();
         assert_eq!(after.held[0].ids, before.held[0].ids);
         assert_eq!(after.held[0].response, b"\x12");
+    }
+
+    #[test]
+    fn after_a_restart_nothing_is_given_until_the_plugin_is_back() {
+        let mut before = devices(2);
+        before
+            .allocate("u", ("n", "p"), &[request("c", ContainerKind::App, 1)])
+            .unwrap();
+        let mut after = Devices::default();
+        after.restore(&before.checkpoint()).unwrap();
+        let other = [request("c", ContainerKind::App, 1)];
+        let words = after.allocate("v", ("n", "q"), &other).unwrap_err();
+        assert!(words.contains("devices unavailable for nvidia.com/gpu"));
+        let words = after.admit_again("u", "c").unwrap_err();
+        assert!(words.contains("no healthy devices present"), "{words}");
+        after.plugins = devices(2).plugins;
+        after.admit_again("u", "c").unwrap();
+        after.allocate("v", ("n", "q"), &other).unwrap();
     }
 }

@@ -1,10 +1,12 @@
 //! A hollow kubelet: speaks kubelet's side of everything that an agent and the control plane need,
-//! for any number of nodes, and runs no containers.
+//! and runs no containers.
 //!
 //! It does what a real kubelet was seen to do: an init container's device ids are given again to the
 //! others, the ids come in another order at `PreStartContainer`, `PodResources` hides init
 //! containers, an error of `PreStartContainer` is retried and one of `Allocate` fails the pod. What
-//! a container would have been created with is written to `containers/UID/NAME.json`.
+//! a container would have been created with is written to `containers/UID/NAME.json`: these files
+//! are the container runtime, and a kubelet that finds none for a container that ran knows that the
+//! node was rebooted.
 
 mod cdi;
 mod devices;
@@ -23,18 +25,18 @@ use kube::{
 
 use self::node::Node;
 
-/// kubelets without containers.
+/// A kubelet without containers.
 #[derive(Clone, Debug, clap::Parser)]
 pub struct Args {
-    /// Directory with a folder for each node: sockets, CDI specs, containers.
+    /// The node's directory: sockets, CDI specs, containers.
     #[arg(long)]
     dir: PathBuf,
-    /// Who the nodes are to the API server.
+    /// Who the node is to the API server.
     #[arg(long)]
     kubeconfig: PathBuf,
-    /// A node: `NAME` or `NAME=label=value,label=value`.
-    #[arg(long, required = true)]
-    node: Vec<NodeArg>,
+    /// The node: `NAME` or `NAME=label=value,label=value`.
+    #[arg(long)]
+    node: NodeArg,
 }
 
 /// A node's name and labels.
@@ -65,7 +67,7 @@ impl FromStr for NodeArg {
     }
 }
 
-/// Runs the nodes until the process is ended.
+/// Runs the node until the process is ended.
 pub async fn run(args: Args) -> anyhow::Result<()> {
     tracing_subscriber::fmt()
         .with_writer(std::io::stderr)
@@ -74,17 +76,9 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     let kubeconfig = Kubeconfig::read_from(&args.kubeconfig)?;
     let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
     let client = Client::try_from(config)?;
-    let mut nodes = tokio::task::JoinSet::new();
-    for NodeArg { name, labels } in args.node {
-        let node = Node::new(&name, args.dir.join(&name), client.clone())
-            .with_context(|| format!("node {name}"))?;
-        nodes.spawn(node::run(Arc::new(node), labels));
-    }
-    // A node never ends by itself.
-    match nodes.join_next().await {
-        Some(ended) => ended?,
-        None => Ok(()),
-    }
+    let NodeArg { name, labels } = args.node;
+    let node = Node::new(&name, args.dir, client).with_context(|| format!("node {name}"))?;
+    Box::pin(node::run(Arc::new(node), labels)).await
 }
 
 #[cfg(test)]

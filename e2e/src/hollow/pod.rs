@@ -6,6 +6,7 @@ use std::{
     time::Duration,
 };
 
+use daemon::pods;
 use domain::ContainerKind;
 use k8s_openapi::api::core::v1::{Container as ContainerSpec, ContainerStatus, Pod};
 use kube::{
@@ -25,7 +26,7 @@ use super::{
     devices::{Holding, Request},
     node::Node,
     plugins,
-    status::{Container, State, now, status},
+    status::{Container, State, after_reboot, now, reported, status},
 };
 
 /// Limit of a call to a device plugin (kubelet: `pluginapi.KubeletPreStartContainerRPCTimeoutInSecs`).
@@ -44,30 +45,42 @@ struct Run {
 /// Takes a pod: gives it its device ids, then runs it in the background until the token fires.
 pub(super) async fn admit(node: Arc<Node>, pod: Pod, token: CancellationToken) {
     let status = pod.status.clone().unwrap_or_default();
-    if matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")) {
-        node.with_devices(|devices| devices.release(&pod.uid().unwrap_or_default()));
-        return;
+    let uid = pod.uid().unwrap_or_default();
+    let mut containers = containers(&pod);
+    let exists = |name: &str| node.container(&uid, name).exists();
+    let mut running = containers.iter().filter(|(_, c)| c.state.is_running());
+    if running.any(|(name, _)| !exists(name)) {
+        tracing::info!(pod = pods::key(&pod), "Its containers are gone");
+        after_reboot(&pod, &mut containers);
     }
-    let started = status.start_time.as_ref().map(|_| now());
     let run = Arc::new(Run {
-        uid: pod.uid().unwrap_or_default(),
-        containers: Mutex::new(containers(&pod)),
-        started: started.clone().unwrap_or_else(now),
+        uid,
+        containers: Mutex::new(containers),
+        started: reported(status.start_time.as_ref()),
         reporting: tokio::sync::Mutex::default(),
         node,
         pod,
     });
-    if started.is_some() {
-        run.recognise();
-    } else if run.pod.metadata.deletion_timestamp.is_none()
-        && let Err(words) = run.allocate().await
-    {
-        run.node.with_devices(|devices| devices.release(&run.uid));
+    if pods::is_over(&run.pod) {
+        run.release();
+        tokio::spawn(run.bury(token));
+        return;
+    }
+    let admitted = match status.start_time {
+        Some(_) => run.recognise(),
+        None if run.pod.metadata.deletion_timestamp.is_none() => run.allocate().await,
+        None => Ok(()),
+    };
+    if let Err(words) = admitted {
+        run.release();
         tracing::warn!(pod = run.key(), words, "Not admitted");
+        let (reason, empty) = ("UnexpectedAdmissionError", json!([]));
         run.write(
-            &json!({ "phase": "Failed", "reason": "UnexpectedAdmissionError", "message": words }),
+            &json!({ "phase": "Failed", "reason": reason, "message": words,
+                "initContainerStatuses": empty, "containerStatuses": empty }),
         )
         .await;
+        tokio::spawn(run.bury(token));
         return;
     }
     tokio::spawn(run.live(token));
@@ -132,11 +145,12 @@ fn fate(spec: &ContainerSpec) -> (Option<Duration>, i32) {
 
 impl Run {
     fn key(&self) -> String {
-        daemon::pods::key(&self.pod)
+        pods::key(&self.pod)
     }
 
-    /// The ids of a pod that ran before this process started are in the checkpoint, without its name.
-    fn recognise(&self) {
+    /// The ids of a pod that ran before this process started are in the checkpoint, without its name. As kubelet:
+    /// what does not run any more is admitted only while the device plugin is there.
+    fn recognise(&self) -> Result<(), String> {
         let name = (
             self.pod.namespace().unwrap_or_default(),
             self.pod.name_any(),
@@ -154,6 +168,16 @@ impl Run {
                 holding.kind = kinds.get(holding.container.as_str()).copied();
             }
         });
+        if self.pod.metadata.deletion_timestamp.is_some() {
+            return Ok(());
+        }
+        let containers = self.lock();
+        let ended = containers.iter().filter(|(_, c)| !c.state.is_running());
+        for (name, _) in ended {
+            self.node
+                .with_devices(|devices| devices.admit_again(&self.uid, name))?;
+        }
+        Ok(())
     }
 
     async fn allocate(&self) -> Result<(), String> {
@@ -245,6 +269,12 @@ impl Run {
         }
         self.report().await;
         self.release();
+        self.bury(token).await;
+    }
+
+    /// Removes what is over as soon as somebody has deleted it: the API server leaves that to kubelet.
+    async fn bury(self: Arc<Self>, token: CancellationToken) {
+        token.cancelled().await;
         let _ = std::fs::remove_dir_all(self.node.dir.join("containers").join(&self.uid));
         let params = DeleteParams {
             grace_period_seconds: Some(0),
@@ -254,10 +284,15 @@ impl Run {
             }),
             ..DeleteParams::default()
         };
-        match self.api().delete(&self.pod.name_any(), &params).await {
-            Ok(_) => {}
-            Err(kube::Error::Api(status)) if status.is_not_found() || status.is_conflict() => {}
-            Err(error) => tracing::warn!(pod = self.key(), %error, "Cannot delete"),
+        loop {
+            match self.api().delete(&self.pod.name_any(), &params).await {
+                Ok(_) => return,
+                Err(kube::Error::Api(status)) if status.is_not_found() || status.is_conflict() => {
+                    return;
+                }
+                Err(error) => tracing::warn!(pod = self.key(), %error, "Cannot delete"),
+            }
+            tokio::time::sleep(Duration::from_secs(1)).await;
         }
     }
 
@@ -332,11 +367,7 @@ impl Run {
             }
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(Duration::from_secs(10));
-            self.change(&spec.name, |container| {
-                container.last = Some(container.state.clone());
-                container.state = State::new();
-                container.restarts += 1;
-            });
+            self.change(&spec.name, Container::start_again);
         }
     }
 
@@ -399,12 +430,9 @@ impl Run {
         }
         let mut created = cdi::resolve(&self.node.cdi(), &names)?;
         created["pod"] = self.key().into();
-        let directory = self.node.dir.join("containers").join(&self.uid);
-        std::fs::create_dir_all(&directory)
-            .and_then(|()| {
-                let file = directory.join(format!("{}.json", spec.name));
-                std::fs::write(file, created.to_string())
-            })
+        let file = self.node.container(&self.uid, &spec.name);
+        std::fs::create_dir_all(file.parent().unwrap_or(&self.node.dir))
+            .and_then(|()| std::fs::write(&file, created.to_string()))
             .map_err(|error| error.to_string())
     }
 

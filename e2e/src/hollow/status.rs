@@ -3,7 +3,10 @@
 use std::collections::BTreeMap;
 
 use domain::ContainerKind;
-use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
+use k8s_openapi::{
+    api::core::v1::{ContainerStatus, Pod},
+    apimachinery::pkg::apis::meta::v1::Time,
+};
 use serde_json::{Value, json};
 
 /// Where a container is.
@@ -34,9 +37,16 @@ pub(super) struct Container {
 
 /// The time of now, as in the API.
 pub(super) fn now() -> String {
-    jiff::Timestamp::now()
-        .strftime("%Y-%m-%dT%H:%M:%SZ")
-        .to_string()
+    in_words(jiff::Timestamp::now())
+}
+
+/// A time that was reported.
+pub(super) fn reported(time: Option<&Time>) -> String {
+    in_words(time.map_or_else(jiff::Timestamp::now, |time| time.0))
+}
+
+fn in_words(time: jiff::Timestamp) -> String {
+    time.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
 }
 
 impl State {
@@ -54,13 +64,27 @@ impl State {
         if let Some(ended) = state.terminated {
             return Self::Ended {
                 code: ended.exit_code,
-                since: now(),
-                at: now(),
+                since: reported(ended.started_at.as_ref()),
+                at: reported(ended.finished_at.as_ref()),
             };
         }
         match state.running {
-            Some(_) => Self::Running { since: now() },
+            Some(running) => Self::Running {
+                since: reported(running.started_at.as_ref()),
+            },
             None => Self::new(),
+        }
+    }
+
+    /// As it is after a reboot of the node: what ran has ended.
+    fn after_reboot(self) -> Self {
+        match self {
+            Self::Running { since } => Self::Ended {
+                code: 255,
+                since,
+                at: now(),
+            },
+            other => other,
         }
     }
 
@@ -85,6 +109,36 @@ impl State {
                 "reason": if *code == 0 { "Completed" } else { "Error" },
                 "startedAt": since, "finishedAt": at, "containerID": id } }),
         }
+    }
+}
+
+/// What a reboot of the node does to a pod's containers: with the sandbox all are gone, and are made anew, init
+/// containers first, as far as the pod's policy wants them again.
+pub(super) fn after_reboot(pod: &Pod, containers: &mut BTreeMap<String, Container>) {
+    let policy = pod
+        .spec
+        .as_ref()
+        .and_then(|spec| spec.restart_policy.as_deref());
+    for container in containers.values_mut() {
+        let state = container.state.clone().after_reboot();
+        let again = match (policy, state.code()) {
+            (_, None) | (Some("Never"), _) => false,
+            (Some("OnFailure"), Some(code)) => container.kind != ContainerKind::App || code != 0,
+            _ => true,
+        };
+        container.state = state;
+        if again {
+            container.start_again();
+        }
+    }
+}
+
+impl Container {
+    /// It is to be created anew.
+    pub(super) fn start_again(&mut self) {
+        let ended = std::mem::replace(&mut self.state, State::new());
+        self.last = Some(ended);
+        self.restarts += 1;
     }
 }
 
@@ -215,6 +269,43 @@ mod tests {
     }
 
     #[test]
+    fn after_a_reboot_containers_are_made_anew_as_the_policy_wants() {
+        let running = State::Running { since: now() };
+        for (policy, code, restarts) in [
+            ("Always", None, [1, 1]),
+            ("OnFailure", None, [1, 1]),
+            ("Never", Some(255), [0, 0]),
+        ] {
+            let mut containers = states(ended(0), running.clone());
+            after_reboot(&pod(policy), &mut containers);
+            assert_eq!(containers["a"].state.code(), code, "{policy}");
+            assert_eq!(
+                [containers["i"].restarts, containers["a"].restarts],
+                restarts
+            );
+        }
+        let mut containers = states(ended(0), ended(0));
+        after_reboot(&pod("OnFailure"), &mut containers);
+        assert_eq!(
+            containers["a"].state.code(),
+            Some(0),
+            "it has done its work"
+        );
+        let mut containers = states(ended(0), running);
+        after_reboot(&pod("Always"), &mut containers);
+        let status = status(&pod("Always"), &containers, "t");
+        let app = &status["containerStatuses"][0];
+        assert_eq!(
+            (
+                &app["restartCount"],
+                &app["lastState"]["terminated"]["exitCode"]
+            ),
+            (&1.into(), &255.into())
+        );
+        assert_eq!(status["phase"], "Running", "as kubelet's getPhase");
+    }
+
+    #[test]
     fn what_was_reported_is_known_again() {
         let status = status(
             &pod("Always"),
@@ -224,6 +315,9 @@ mod tests {
         let status: k8s_openapi::api::core::v1::PodStatus = serde_json::from_value(status).unwrap();
         let init = State::reported(&status.init_container_statuses.unwrap()[0]);
         assert_eq!(init.code(), Some(0));
-        assert!(State::reported(&status.container_statuses.unwrap()[0]).is_running());
+        let app = status.container_statuses.unwrap();
+        let at = app[0].state.clone().unwrap().running.unwrap().started_at;
+        let since = reported(at.as_ref());
+        assert_eq!(State::reported(&app[0]), State::Running { since });
     }
 }

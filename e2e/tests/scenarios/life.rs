@@ -107,10 +107,7 @@ pub(crate) async fn a_label_turns_a_node_into_a_mig_node_and_back(
 ) -> anyhow::Result<()> {
     const FLIP: &str = "flip-h100";
     let spec = GpuNodeSpec::new(FLIP, "h100-80gb", 1, VgpuMode::HamiCore);
-    world
-        .tessera
-        .add_hollow_nodes("hollow-flip", &[spec])
-        .await?;
+    world.tessera.add_hollow_nodes(&[spec]).await?;
     let processes = &world.tessera.cluster.processes;
     let before = processes.running(&agent(FLIP));
     let nodes: Api<Node> = Api::all(world.tessera.cluster.client());
