@@ -18,6 +18,7 @@ need /usr/sbin/runc runc
 need /usr/lib/cni/bridge containernetworking-plugins
 need /bin/busybox busybox-static
 need /usr/sbin/iptables iptables
+need "$(ls /usr/lib/*/faketime/libfaketimeMT.so.1 2>/dev/null | head -n 1)" libfaketime
 command -v ip >/dev/null || missing="$missing iproute2"
 PATH=$PATH:/usr/local/go/bin
 command -v go >/dev/null || missing="$missing golang"
@@ -30,12 +31,12 @@ if [ -n "$missing" ]; then
     DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $missing
 fi
 
-stamp=$(cat "$here/install.sh" "$here/controlplane/main.go" "$here/controlplane/go.mod" | sha256sum | cut -d' ' -f1)
+version=k8s.io/component-base/version
+flags="-s -w -X $version.gitVersion=v$kubernetes -X $version.gitMajor=1 -X $version.gitMinor=34"
+stamp=$({ echo "$flags"; cat "$here/controlplane/main.go" "$here/controlplane/go.mod"; } | sha256sum | cut -d' ' -f1)
 if [ "$(cat "$tools/controlplane.stamp" 2>/dev/null)" != "$stamp" ] || [ ! -x "$tools/controlplane" ]; then
     echo "building the control plane (Kubernetes $kubernetes): minutes the first time"
-    version=k8s.io/component-base/version
-    (cd "$here/controlplane" && go build -trimpath -buildvcs=false -o "$tools/controlplane" -ldflags "-s -w \
-        -X $version.gitVersion=v$kubernetes -X $version.gitMajor=1 -X $version.gitMinor=34" .)
+    (cd "$here/controlplane" && go build -trimpath -buildvcs=false -o "$tools/controlplane" -ldflags "$flags" .)
     echo "$stamp" >"$tools/controlplane.stamp"
 fi
 

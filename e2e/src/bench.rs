@@ -6,7 +6,7 @@ use std::{
 };
 
 use anyhow::Context;
-use e2e::{Error, Tessera, image::IMAGE, tessera::agent};
+use e2e::{Error, Options, Tessera, image::IMAGE, tessera::agent};
 use futures::TryStreamExt;
 use k8s_openapi::api::core::v1::Pod;
 use kube::{
@@ -21,7 +21,7 @@ const ROUNDS: usize = 15;
 
 /// Brings up the cluster, measures, takes it down.
 pub(crate) async fn run(dir: &Path) -> anyhow::Result<()> {
-    let tessera = Tessera::up(dir, None, |_| {}).await?;
+    let tessera = Tessera::up(dir, Options::default(), |_| {}).await?;
     let result = measure(&tessera).await;
     let used = use_of_parts(&tessera).await;
     e2e::down(dir).await?;

@@ -13,7 +13,7 @@ use std::{
 use anyhow::ensure;
 use daemon::pods;
 use domain::{Claim, Slot};
-use e2e::{Component, Tessera, image::IMAGE, tessera::agent, wait::until};
+use e2e::{Component, Options, Tessera, image::IMAGE, tessera::agent, wait::until};
 use k8s_openapi::api::core::v1::Pod;
 use kube::{
     Api, ResourceExt,
@@ -89,7 +89,11 @@ struct Memory {
 }
 
 pub(crate) async fn run(dir: &Path, duration: Duration, seed: u64) -> anyhow::Result<()> {
-    let tessera = Tessera::up(dir, Some(2), |step| println!("{step}")).await?;
+    let options = Options {
+        idle_ttl: Some(2),
+        ..Options::default()
+    };
+    let tessera = Tessera::up(dir, options, |step| println!("{step}")).await?;
     let (node, card, start) = FOREIGN;
     let foreign = tessera.gpus(node).with(|state| {
         let card = &mut state.cards[card];

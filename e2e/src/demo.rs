@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use e2e::{Cluster, Error, Tessera, table, tessera::source, wait::until};
+use e2e::{Cluster, Error, Options, Tessera, table, tessera::source, wait::until};
 
 /// Brings up what is not up yet, applies the examples and prints who has what.
 pub(crate) async fn run(dir: &Path) -> anyhow::Result<()> {
@@ -13,7 +13,7 @@ pub(crate) async fn run(dir: &Path) -> anyhow::Result<()> {
     let step = |what: &str| println!("{:6.1} s  {what}", started.elapsed().as_secs_f64());
     let tessera = match Cluster::attach(dir).await {
         Ok(cluster) => Tessera::attach(cluster),
-        Err(Error::NoCluster(_)) => Tessera::up(dir, None, step).await?,
+        Err(Error::NoCluster(_)) => Tessera::up(dir, Options::default(), step).await?,
         Err(error) => return Err(error.into()),
     };
     let cluster = &tessera.cluster;

@@ -153,6 +153,11 @@ impl Layout {
         self.dir.join("agents").join(node)
     }
 
+    /// How far the daemons' wall clock is moved, where it can be.
+    pub fn clock(&self) -> PathBuf {
+        self.dir.join("clock")
+    }
+
     /// Files of the hollow nodes, a folder each.
     pub fn hollow(&self) -> PathBuf {
         self.dir.join("hollow")

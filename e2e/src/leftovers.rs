@@ -121,14 +121,16 @@ pub fn leftovers(dir: &Path) -> Vec<String> {
             .iter()
             .map(|path| format!("cgroup {}", path.display())),
     );
-    for path in [
+    let paths = [
         dir.clone(),
         Path::new(DEVICE_PLUGIN_DIR).join("kubelet.sock"),
-    ] {
-        if path.exists() {
-            found.push(format!("path {}", path.display()));
-        }
-    }
+    ];
+    let existing = paths.into_iter().filter(|path| path.exists());
+    found.extend(
+        existing
+            .chain(dead_clocks())
+            .map(|path| format!("path {}", path.display())),
+    );
     found
 }
 
@@ -160,6 +162,28 @@ fn clean_outside(layout: &Layout) {
             let _ = fs::remove_file(entry.path());
         }
     }
+    clean_clocks();
+}
+
+/// Removes what libfaketime has left in shared memory for processes that were killed: the next process with such an id
+/// would not start.
+pub fn clean_clocks() {
+    for path in dead_clocks() {
+        let _ = fs::remove_file(path);
+    }
+}
+
+/// libfaketime's semaphores and shared memory of processes that have ended.
+fn dead_clocks() -> Vec<PathBuf> {
+    let entries = fs::read_dir("/dev/shm").into_iter().flatten().flatten();
+    let dead = entries.filter(|entry| {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let pid = ["faketime_shm_", "sem.faketime_sem_"]
+            .iter()
+            .find_map(|prefix| name.strip_prefix(prefix)?.parse().ok());
+        pid.is_some_and(|pid| Process::of(pid).is_none())
+    });
+    dead.map(|entry| entry.path()).collect()
 }
 
 fn remove(path: &Path) -> Result<(), Error> {

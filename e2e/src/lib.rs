@@ -18,5 +18,5 @@ pub mod wait;
 
 pub use cluster::{Cluster, Component};
 pub use error::Error;
-pub use leftovers::{down, leftovers};
-pub use tessera::{GpuNodeSpec, Tessera};
+pub use leftovers::{clean_clocks, down, leftovers};
+pub use tessera::{GpuNodeSpec, Options, Tessera};

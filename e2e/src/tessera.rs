@@ -29,6 +29,8 @@ use crate::{
 
 /// Namespace of Tessera.
 const NAMESPACE: &str = "tessera-system";
+/// The library that moves a process's clock, of Debian's package; the loader knows what `$LIB` is.
+const FAKETIME: &str = "/usr/$LIB/faketime/libfaketimeMT.so.1";
 /// How long a daemon may take to become ready.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -45,13 +47,22 @@ pub struct GpuNodeSpec {
     pub mode: VgpuMode,
 }
 
+/// How Tessera is started.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Options {
+    /// Seconds that idle instances are kept; `None`: as shipped.
+    pub idle_ttl: Option<u32>,
+    /// Whether [`Tessera::set_clock`] moves the wall clock of webhook, plugin and agents.
+    pub movable_clock: bool,
+}
+
 /// Tessera on a cluster.
 #[derive(Clone)]
 pub struct Tessera {
     /// The cluster.
     pub cluster: Cluster,
-    /// Seconds that idle instances are kept; `None`: as shipped.
-    pub idle_ttl: Option<u32>,
+    /// How it is started.
+    pub options: Options,
 }
 
 impl GpuNodeSpec {
@@ -73,12 +84,15 @@ impl GpuNodeSpec {
 
 impl Tessera {
     /// Installs the manifests and starts webhook, plugin and the scheduler beside it.
-    pub async fn install(cluster: Cluster) -> Result<Self, Error> {
+    async fn install(cluster: Cluster, options: Options) -> Result<Self, Error> {
         let manifests = source("e2e/manifests");
         cluster
             .kubectl(&["apply", "--server-side", "-k", &manifests.to_string_lossy()])
             .await?;
-        let tessera = Self::attach(cluster);
+        let tessera = Self { cluster, options };
+        if options.movable_clock {
+            tessera.set_clock("+0")?;
+        }
         tessera.start_webhook().await?;
         tessera.start_plugin().await?;
         tessera.start_scheduler().await?;
@@ -101,16 +115,14 @@ impl Tessera {
 
     /// Tessera on a cluster where it was installed before.
     pub fn attach(cluster: Cluster) -> Self {
-        Self {
-            cluster,
-            idle_ttl: None,
-        }
+        let options = Options::default();
+        Self { cluster, options }
     }
 
     /// A cluster with Tessera and three nodes: one real, two hollow; `step` is told of every one that is done.
     pub async fn up(
         dir: &Path,
-        idle_ttl: Option<u32>,
+        options: Options,
         mut step: impl FnMut(&str),
     ) -> Result<Self, Error> {
         let real = GpuNodeSpec::new("real", "a100-80gb", 2, VgpuMode::Mig);
@@ -120,10 +132,7 @@ impl Tessera {
         ];
         let cluster = Cluster::up(dir, &real.name, &real.label()).await?;
         step("control plane and real node are ready");
-        let tessera = Self {
-            idle_ttl,
-            ..Self::install(cluster).await?
-        };
+        let tessera = Self::install(cluster, options).await?;
         step("Tessera is installed: webhook, plugin, scheduler");
         tessera.equip_real_node(&real).await?;
         step("the agent of the real node has published its GPUs");
@@ -135,7 +144,8 @@ impl Tessera {
     async fn start_webhook(&self) -> Result<(), Error> {
         let kubeconfig = self.account("tessera-webhook", None).await?;
         self.start(
-            &daemon("webhook", "tessera-webhook", &kubeconfig)
+            &self
+                .daemon("webhook", "tessera-webhook", &kubeconfig)
                 .arg(format!("--listen=127.0.0.1:{WEBHOOK_PORT}"))
                 .arg("--extra-name=127.0.0.1")
                 .arg(format!("--admin-address=127.0.0.1:{ADMIN_PORT}")),
@@ -145,7 +155,8 @@ impl Tessera {
     async fn start_plugin(&self) -> Result<(), Error> {
         let kubeconfig = self.account("tessera-scheduler", None).await?;
         self.start(
-            &daemon("plugin", "tessera-plugin", &kubeconfig)
+            &self
+                .daemon("plugin", "tessera-plugin", &kubeconfig)
                 .arg(format!("--listen=127.0.0.1:{PLUGIN_PORT}"))
                 .arg(format!("--admin-address=127.0.0.1:{}", ADMIN_PORT + 1)),
         )
@@ -237,6 +248,16 @@ impl Tessera {
         }
     }
 
+    /// Moves the wall clock of webhook, plugin and agents against the machine's: `+2h`, `-90m`, `+0`. It runs on from
+    /// there; what they measure by the monotonic clock is as it was.
+    pub fn set_clock(&self, offset: &str) -> Result<(), Error> {
+        let file = self.cluster.layout.clock();
+        // In one step: a daemon reads it whenever it asks for the time.
+        let fresh = file.with_extension("new");
+        fs::write(&fresh, format!("{offset}\n")).at(&fresh)?;
+        fs::rename(&fresh, &file).at(&file)
+    }
+
     /// The simulated GPUs of a node, as they are behind NVML.
     pub fn gpus(&self, node: &str) -> Store {
         Store::new(&self.cluster.layout.gpus(node))
@@ -282,9 +303,11 @@ impl Tessera {
         let (gpus, own) = (layout.gpus(node), layout.agent(node));
         let flag = |name: &str, path: &Path| format!("--{name}={}", path.display());
         let port = self.agent_port()?;
-        let ttl = self.idle_ttl.map(|seconds| format!("--idle-ttl={seconds}"));
+        let ttl = self.options.idle_ttl;
+        let ttl = ttl.map(|seconds| format!("--idle-ttl={seconds}"));
         self.start(
-            &daemon(&agent(node), "tessera-nodeagent", &kubeconfig)
+            &self
+                .daemon(&agent(node), "tessera-nodeagent", &kubeconfig)
                 .args(ttl)
                 .arg(format!("--node-name={node}"))
                 .arg(flag("device-plugin-dir", &places.device_plugins))
@@ -332,6 +355,20 @@ impl Tessera {
         self.cluster.service_account(NAMESPACE, name, node).await
     }
 
+    fn daemon(&self, name: &str, program: &str, kubeconfig: &Path) -> Spec {
+        let spec = Spec::new(name, binaries_dir().join(program))
+            .env("KUBECONFIG", kubeconfig.to_string_lossy());
+        if !self.options.movable_clock {
+            return spec;
+        }
+        let clock = self.cluster.layout.clock();
+        spec.env("LD_PRELOAD", FAKETIME)
+            .env("FAKETIME_TIMESTAMP_FILE", clock.to_string_lossy())
+            .env("FAKETIME_NO_CACHE", "1")
+            .env("FAKETIME_DONT_FAKE_MONOTONIC", "1")
+            .env("NO_FAKE_STAT", "1")
+    }
+
     fn start(&self, spec: &Spec) -> Result<(), Error> {
         self.cluster.processes.start(spec).map(drop)
     }
@@ -360,10 +397,6 @@ struct Places {
 /// Name of the process of a node's agent.
 pub fn agent(node: &str) -> String {
     format!("agent-{node}")
-}
-
-fn daemon(name: &str, program: &str, kubeconfig: &Path) -> Spec {
-    Spec::new(name, binaries_dir().join(program)).env("KUBECONFIG", kubeconfig.to_string_lossy())
 }
 
 /// A file of the repository.

@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use e2e::{Tessera, layout};
+use e2e::{Options, Tessera, layout};
 use libtest_mimic::{Arguments, Failed, Trial};
 use tokio::runtime::Runtime;
 
@@ -54,7 +54,11 @@ fn world() -> &'static Result<World, String> {
     WORLD.get_or_init(|| {
         runtime().block_on(async {
             let started = Instant::now();
-            let tessera = Tessera::up(&dir(), Some(IDLE_TTL), |_| {}).await;
+            let options = Options {
+                idle_ttl: Some(IDLE_TTL),
+                ..Options::default()
+            };
+            let tessera = Tessera::up(&dir(), options, |_| {}).await;
             let tessera = tessera.map_err(|error| format!("{error}: {error:?}"))?;
             eprintln!(
                 "the cluster is up after {:.1} s",
