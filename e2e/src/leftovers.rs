@@ -59,31 +59,43 @@ pub async fn down(dir: &Path) -> Result<(), Error> {
         .filter_map(|name| processes.running(name))
         .collect();
     end(&own, GRACE).await;
-    let contained = cgroups(CGROUP)
-        .iter()
-        .flat_map(|cgroup| members(cgroup))
-        .collect::<Vec<_>>();
-    for process in &contained {
-        process.signal(Signal::SIGKILL);
-    }
-    let shims: Vec<Process> = mentioning(&layout.dir);
-    end(&shims, GRACE).await;
-    let _ = until("", GRACE, async || {
-        contained
-            .iter()
-            .all(|process| !process.is_alive())
-            .then_some(())
-    })
-    .await;
-
-    for mount in mounts(&layout.dir) {
-        // A busy mount is detached: it goes with its last user.
-        let _ = umount2(&mount, MntFlags::MNT_DETACH);
-    }
+    end_containers(&layout).await;
+    end(&mentioning(&layout.dir), GRACE).await;
     if bridge_exists() {
         let _ = std::process::Command::new("ip")
             .args(["link", "delete", BRIDGE])
             .output();
+    }
+    clean_outside(&layout);
+    for path in &record.absent {
+        remove(path)?;
+    }
+    remove(&layout.dir)
+}
+
+/// Ends the containers and containerd's shims by SIGKILL, and removes their mounts and cgroups; kubelet and containerd
+/// must have ended.
+pub(crate) async fn end_containers(layout: &Layout) {
+    let socket = layout.containerd_socket().display().to_string();
+    // Shims first, so that nobody sees the containers end; they and the containers are nobody's child.
+    let mut ours: Vec<Process> = mentioning(&layout.dir);
+    ours.retain(|process| {
+        let words = process.command_line();
+        let shim = words.first().map(Path::new).and_then(Path::file_name);
+        shim.is_some_and(|name| name == "containerd-shim-runc-v2") && words.contains(&socket)
+    });
+    ours.extend(cgroups(CGROUP).iter().flat_map(|cgroup| members(cgroup)));
+    for process in &ours {
+        process.signal(Signal::SIGKILL);
+    }
+    let _ = until("", GRACE, async || {
+        let gone = ours.iter().all(|process| !process.is_alive());
+        gone.then_some(())
+    })
+    .await;
+    for mount in mounts(&layout.dir) {
+        // A busy mount is detached: it goes with its last user.
+        let _ = umount2(&mount, MntFlags::MNT_DETACH);
     }
     let _ = until("", GRACE, async || {
         let left = cgroups(CGROUP);
@@ -93,11 +105,7 @@ pub async fn down(dir: &Path) -> Result<(), Error> {
         cgroups(CGROUP).is_empty().then_some(())
     })
     .await;
-    clean_outside(&layout);
-    for path in &record.absent {
-        remove(path)?;
-    }
-    remove(&layout.dir)
+    remove_dead_shim_sockets();
 }
 
 /// What a cluster in this directory has left on the machine, in words; empty after [`down`].
@@ -156,13 +164,18 @@ fn clean_outside(layout: &Layout) {
             let _ = fs::remove_file(entry.path());
         }
     }
-    // A shim that was killed leaves its socket; nobody listens there any more.
-    for entry in entries("/run/containerd/s") {
+    remove_dead_shim_sockets();
+    clean_clocks();
+}
+
+/// A shim that was killed leaves its socket; nobody listens there any more.
+fn remove_dead_shim_sockets() {
+    let entries = fs::read_dir("/run/containerd/s");
+    for entry in entries.into_iter().flatten().flatten() {
         if std::os::unix::net::UnixStream::connect(entry.path()).is_err() {
             let _ = fs::remove_file(entry.path());
         }
     }
-    clean_clocks();
 }
 
 /// Removes what libfaketime has left in shared memory for processes that were killed: the next process with such an id

@@ -12,6 +12,7 @@ pub mod layout;
 mod leftovers;
 pub mod pki;
 pub mod process;
+mod reboot;
 pub mod table;
 pub mod tessera;
 pub mod wait;

@@ -2,12 +2,12 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use anyhow::ensure;
+use anyhow::{Context, ensure};
 use domain::VgpuMode;
 use e2e::{Component, GpuNodeSpec, tessera::agent, wait::until};
 use k8s_openapi::api::core::v1::Node;
 use kube::{
-    Api,
+    Api, ResourceExt,
     api::{Patch, PatchParams},
 };
 use serde_json::json;
@@ -251,5 +251,77 @@ pub(crate) async fn nothing_changes_while_the_api_server_is_away(
         world.fingerprint("stays").await? == print,
         "the container was restarted"
     );
+    Ok(())
+}
+
+pub(crate) async fn a_rebooted_node_comes_back_by_itself(world: World) -> anyhow::Result<()> {
+    const HOPPER: &str = "hollow-h100";
+    let tessera = &world.tessera;
+    let pods = [(REAL, "real", 2), (HOPPER, "hopper", 1)];
+    let mut before = Vec::new();
+    for (node, name, count) in pods {
+        let mut pod = pod(name, Some(node), &gpus(count, 8_000));
+        pod["metadata"]["annotations"] = json!({ "nvidia.com/vgpu-mode": "mig" });
+        let running = world.create_and_run(&pod).await?;
+        before.push((running.uid(), world.fingerprint(name).await?));
+    }
+    for (node, ..) in pods {
+        tessera.power_off(node).await?;
+    }
+    // The hardware has forgotten all of it; an H100 even that it was in MIG mode.
+    ensure!(world.on_cards(REAL) + world.on_cards(HOPPER) == 0);
+    let in_mig_mode = || -> anyhow::Result<usize> {
+        let cards = tessera.gpus(HOPPER).snapshot()?.cards;
+        Ok(cards.iter().filter(|card| card.mig).count())
+    };
+    ensure!(in_mig_mode()? == 0);
+    for (node, ..) in pods {
+        tessera.power_on(node).await?;
+    }
+    for ((node, name, count), (uid, print)) in pods.into_iter().zip(before) {
+        let started_again = async || {
+            let now = world.fingerprint(name).await.ok()?;
+            let anew = now.len() == 1 && now[0].0 != print[0].0 && now[0].1 > print[0].1;
+            anew.then_some(())
+        };
+        let again = until(&format!("{name} to run again"), PATIENCE, started_again).await;
+        if let Err(error) = again {
+            return Err(error).context(world.events(name).await?.join("\n"));
+        }
+        let pod = world.runs(name).await?;
+        ensure!(pod.uid() == uid, "{name} is another pod");
+        let claim = daemon::pods::claim(&pod).context("a claim")??;
+        let claimed: BTreeSet<_> = claim
+            .slots()
+            .map(|slot| (slot.gpu.clone(), slot.profile.clone(), slot.start))
+            .collect();
+        let mut there = BTreeSet::new();
+        for card in tessera.gpus(node).snapshot()?.cards {
+            for instance in &card.instances {
+                ensure!(instance.compute.len() == 1, "{instance:?}");
+                let profile = card.model().by_id(instance.profile_id);
+                let profile = profile.context("a profile")?.name.clone();
+                there.insert((card.uuid(), profile, instance.start));
+            }
+        }
+        ensure!(
+            claimed == there && there.len() == usize::try_from(count)?,
+            "claimed {claimed:?}, there {there:?}"
+        );
+    }
+    until("all cards to be in MIG mode", PATIENCE, async || {
+        (in_mig_mode().ok()? == 8).then_some(())
+    })
+    .await?;
+    let inside = world.seen("real", "main").await?.instances();
+    let inside: BTreeSet<_> = inside.into_iter().map(|instance| instance.uuid).collect();
+    ensure!(inside.len() == 2 && inside == world.instances(REAL, "real").await?);
+    // And takes new ones.
+    world
+        .create_and_run(&pod("next", Some(REAL), &gpus(1, 8_000)))
+        .await?;
+    world
+        .create_and_run(&pod("next-hopper", Some(HOPPER), &gpus(1, 8_000)))
+        .await?;
     Ok(())
 }

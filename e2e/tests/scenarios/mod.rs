@@ -48,6 +48,7 @@ pub(crate) const SCENARIOS: &[(&str, Scenario)] = scenarios![
     life::a_restarted_kubelet_finds_devices_and_pods_as_they_were,
     life::a_restarted_plugin_knows_every_claim,
     life::nothing_changes_while_the_api_server_is_away,
+    life::a_rebooted_node_comes_back_by_itself,
     life::a_label_turns_a_node_into_a_mig_node_and_back,
     many::fifty_pods_at_once,
 ];

@@ -1,0 +1,111 @@
+//! A node's reboot: what it loses, and what survives on its disks.
+
+use std::{
+    fs,
+    os::unix::{fs::FileTypeExt, net::UnixStream},
+    path::Path,
+    time::Duration,
+};
+
+use nix::sys::signal::Signal;
+
+use crate::{
+    cluster::Component,
+    error::{AtPath, Error},
+    layout::DEVICE_PLUGIN_DIR,
+    leftovers,
+    tessera::{Tessera, agent},
+    wait::until,
+};
+
+/// How long a program may take to listen.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+impl Tessera {
+    /// Ends all of a node at once, as a power cut does.
+    ///
+    /// Lost are its processes (agent, kubelet, containerd, shims, containers), its GPU instances, on Hopper and
+    /// later MIG mode, mounts, cgroups, and what lies in `/run` on a real machine: CDI specs, containerd's state,
+    /// sockets. The agent's journal, kubelet's checkpoint, containerd's images and records stay. The bridge stays:
+    /// a machine's network is up before kubelet.
+    pub async fn power_off(&self, node: &str) -> Result<(), Error> {
+        let (layout, processes) = (&self.cluster.layout, &self.cluster.processes);
+        let real = node == self.cluster.node;
+        let kubelet = self.kubelet(node);
+        let mut names = vec![kubelet.as_str(), Component::Containerd.name()];
+        let agent = agent(node);
+        names.push(&agent);
+        names.retain(|name| real || *name != Component::Containerd.name());
+        for name in &names {
+            if let Some(process) = processes.running(name) {
+                process.signal(Signal::SIGKILL);
+            }
+        }
+        for name in &names {
+            processes.crash(name).await?;
+        }
+        if real {
+            leftovers::end_containers(layout).await;
+            empty(&layout.containerd_state())?;
+            empty(&layout.cdi())?;
+            remove_sockets(Path::new(DEVICE_PLUGIN_DIR))?;
+            remove_sockets(&layout.kubelet().join("pod-resources"))?;
+        } else {
+            let own = layout.hollow().join(node);
+            empty(&own.join("containers"))?;
+            empty(&own.join("cdi"))?;
+            remove_sockets(&own.join("device-plugins"))?;
+            remove_sockets(&own.join("pod-resources"))?;
+        }
+        let gpus = layout.gpus(node);
+        nvml_sim::reboot(&gpus).at(&gpus)
+    }
+
+    /// Starts a node's programs as its init system does. The agent comes before kubelet: kubelet fails every pod
+    /// with devices that it admits after a reboot before their plugin has registered.
+    pub async fn power_on(&self, node: &str) -> Result<(), Error> {
+        let processes = &self.cluster.processes;
+        if node == self.cluster.node {
+            processes.start_again(Component::Containerd.name())?;
+            self.containerd_answers().await?;
+        }
+        processes.start_again(&agent(node))?;
+        processes.start_again(&self.kubelet(node))?;
+        Ok(())
+    }
+
+    /// Waits until containerd listens.
+    pub async fn containerd_answers(&self) -> Result<(), Error> {
+        let socket = self.cluster.layout.containerd_socket();
+        until("containerd to listen", PATIENCE, async || {
+            UnixStream::connect(&socket).ok()
+        })
+        .await
+        .map(drop)
+    }
+}
+
+/// Removes what is in a directory; one that does not exist is empty.
+fn empty(directory: &Path) -> Result<(), Error> {
+    for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+        let path = entry.path();
+        let is_dir = entry.file_type().at(&path)?.is_dir();
+        let removed = if is_dir {
+            fs::remove_dir_all(&path)
+        } else {
+            fs::remove_file(&path)
+        };
+        removed.at(&path)?;
+    }
+    Ok(())
+}
+
+fn remove_sockets(directory: &Path) -> Result<(), Error> {
+    for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+        let path = entry.path();
+        if entry.file_type().at(&path)?.is_socket() {
+            fs::remove_file(&path).at(&path)?;
+        }
+    }
+    Ok(())
+}
