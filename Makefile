@@ -3,6 +3,7 @@
 .PHONY: build demo test bench bench-placement crash chaos lint clean
 
 DURATION ?= 120
+SEED ?= 1
 
 build: ## All programs, and what the test cluster needs.
 	sh e2e/install.sh
@@ -26,9 +27,9 @@ bench-placement: ## The rules of placement compared: docs/placement.md.
 crash: ## Kills the agent at every call of NVML and every write of its journal (half an hour on two cores).
 	CRASH_STRIDE=1 cargo test -p tessera-nodeagent --test crash -- --nocapture
 
-chaos: build ## Random pods while parts are killed at random, for DURATION seconds. Ends the demo's cluster.
+chaos: build ## Random pods while parts are disturbed at random, by SEED, for DURATION seconds. Ends the demo's cluster.
 	target/debug/tessera-e2e down
-	target/debug/tessera-e2e chaos --duration $(DURATION)
+	target/debug/tessera-e2e chaos --duration $(DURATION) --seed $(SEED)
 
 lint: ## Format, lints, docs, and the purity of the model.
 	cargo fmt --all --check
