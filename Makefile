@@ -16,9 +16,10 @@ test: build ## All tests, the scenarios on a real control plane among them. Ends
 	target/debug/tessera-e2e down
 	cargo test --workspace
 
-bench: build ## Time from bind to a running container, memory and idle time of each part. Ends the demo's cluster.
-	target/debug/tessera-e2e down
-	target/debug/tessera-e2e bench
+bench: build ## Time from bind to a running container, memory and processor time of each part. Ends the demo's cluster.
+	cargo build --release --workspace
+	target/release/tessera-e2e down
+	target/release/tessera-e2e bench
 
 bench-placement: ## The rules of placement compared: docs/placement.md.
 	cargo bench -p tessera-domain --features fixtures --bench placement

@@ -6,7 +6,7 @@ use std::{
 };
 
 use anyhow::Context;
-use e2e::{Error, Options, Tessera, image::IMAGE, tessera::agent};
+use e2e::{Error, Options, Tessera, image::IMAGE};
 use futures::TryStreamExt;
 use k8s_openapi::api::core::v1::Pod;
 use kube::{
@@ -19,11 +19,20 @@ use serde_json::{Value, json};
 /// Pods of each kind, one after the other, in turns.
 const ROUNDS: usize = 15;
 
+/// The parts that are looked at.
+const PARTS: [&str; 3] = ["webhook", "plugin", "agent-real"];
+
 /// Brings up the cluster, measures, takes it down.
 pub(crate) async fn run(dir: &Path) -> anyhow::Result<()> {
     let tessera = Tessera::up(dir, Options::default(), |_| {}).await?;
+    let used = Used::now(&tessera);
     let result = measure(&tessera).await;
-    let used = use_of_parts(&tessera).await;
+    let churn = used.since(&tessera);
+    // What the last pod left is cleaned up by then.
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    let used = Used::now(&tessera);
+    tokio::time::sleep(Duration::from_secs(20)).await;
+    let idle = used.since(&tessera);
     e2e::down(dir).await?;
     let (without, with) = result?;
     let [without, with] = [without, with].map(|mut times| {
@@ -42,43 +51,60 @@ pub(crate) async fn run(dir: &Path) -> anyhow::Result<()> {
     }
     let ratio = median(&with).as_secs_f64() / median(&without).as_secs_f64();
     println!("ratio of the medians: {ratio:.2}");
+    let build = if cfg!(debug_assertions) {
+        "unoptimised"
+    } else {
+        "optimised"
+    };
+    println!("\n{build} build: memory in MiB, time on a processor in percent");
     println!(
-        "\nunoptimised build, after {ROUNDS} pods; time on a processor while nothing happens:"
+        "{:12} {:>9} {:>12} {:>6} {:>9} {:>9}",
+        "", "resident", "of it no file", "most", "in churn", "idle"
     );
-    for (part, [resident, anonymous], share) in used {
-        println!(
-            "{part:12} {resident:5.1} MiB resident, {anonymous:4.1} of it no file  {share:6.3} %"
-        );
+    for ((part, churn), idle) in PARTS.iter().zip(churn).zip(idle) {
+        let (Some((_, busy)), Some(([resident, anonymous, most], quiet))) = (churn, idle) else {
+            continue;
+        };
+        println!("{part:12} {resident:9.1} {anonymous:13.1} {most:6.1} {busy:9.3} {quiet:9.3}");
     }
     Ok(())
 }
 
-/// Memory of each part in MiB, and the part of a processor that it takes while nothing happens, in percent.
-#[allow(
-    clippy::cast_precision_loss,
-    reason = "memory sizes are far below 2^52"
-)]
-async fn use_of_parts(tessera: &Tessera) -> Vec<(String, [f64; 2], f64)> {
-    const QUIET: Duration = Duration::from_secs(20);
-    // What the last pod left is cleaned up by then.
-    tokio::time::sleep(Duration::from_secs(10)).await;
-    let processes = &tessera.cluster.processes;
-    let names = ["webhook".to_owned(), "plugin".to_owned(), agent("real")];
-    let look = || {
-        let names = names.iter();
-        let used = names.map(|name| processes.running(name)?.usage());
-        used.collect::<Vec<_>>()
-    };
-    let before = look();
-    tokio::time::sleep(QUIET).await;
-    let all = names.iter().zip(before).zip(look());
-    all.filter_map(|((name, before), after)| {
-        let ((_, before), (resident, after)) = (before?, after?);
-        let took = after.saturating_sub(before).as_secs_f64();
-        let share = 100.0 * took / QUIET.as_secs_f64();
-        Some((name.clone(), resident.map(|kib| kib as f64 / 1024.0), share))
-    })
-    .collect()
+/// What the parts had used at a time.
+struct Used(Instant, Vec<Option<Duration>>);
+
+impl Used {
+    fn look(tessera: &Tessera) -> Vec<Option<([u64; 3], Duration)>> {
+        let processes = &tessera.cluster.processes;
+        PARTS
+            .iter()
+            .map(|name| processes.running(name)?.usage())
+            .collect()
+    }
+
+    fn now(tessera: &Tessera) -> Self {
+        let times = Self::look(tessera).into_iter();
+        Self(
+            Instant::now(),
+            times.map(|used| used.map(|(_, time)| time)).collect(),
+        )
+    }
+
+    /// Memory now in MiB, and the part of a processor that was taken since, in percent.
+    #[allow(
+        clippy::cast_precision_loss,
+        reason = "memory sizes are far below 2^52"
+    )]
+    fn since(self, tessera: &Tessera) -> Vec<Option<([f64; 3], f64)>> {
+        let took = self.0.elapsed().as_secs_f64();
+        let now = Self::look(tessera).into_iter().zip(self.1);
+        now.map(|(now, before)| {
+            let (memory, time) = now?;
+            let share = 100.0 * time.saturating_sub(before?).as_secs_f64() / took;
+            Some((memory.map(|kib| kib as f64 / 1024.0), share))
+        })
+        .collect()
+    }
 }
 
 fn median(sorted: &[Duration]) -> Duration {

@@ -49,21 +49,21 @@ impl Process {
         }
     }
 
-    /// Memory in KiB, all that is resident and the part that is no file of the disk (`VmRSS`, `RssAnon`), and time
-    /// that its threads have been on a processor.
-    pub fn usage(self) -> Option<([u64; 2], Duration)> {
+    /// Memory in KiB, all that is resident, the part that is no file of the disk, and the most that ever was
+    /// (`VmRSS`, `RssAnon`, `VmHWM`), and time that its threads have been on a processor.
+    pub fn usage(self) -> Option<([u64; 3], Duration)> {
         let status = fs::read_to_string(format!("/proc/{}/status", self.pid)).ok()?;
         let kib = |field: &str| -> Option<u64> {
             let line = status.lines().find_map(|line| line.strip_prefix(field))?;
             line.split_whitespace().next()?.parse().ok()
         };
-        let resident = [kib("VmRSS:")?, kib("RssAnon:")?];
+        let memory = [kib("VmRSS:")?, kib("RssAnon:")?, kib("VmHWM:")?];
         let threads = fs::read_dir(format!("/proc/{}/task", self.pid)).ok()?;
         let on_processor = threads.flatten().filter_map(|thread| {
             let text = fs::read_to_string(thread.path().join("schedstat")).ok()?;
             text.split_whitespace().next()?.parse::<u64>().ok()
         });
-        Some((resident, Duration::from_nanos(on_processor.sum())))
+        Some((memory, Duration::from_nanos(on_processor.sum())))
     }
 
     /// The arguments it was started with.

@@ -274,24 +274,43 @@ impl Plugin {
                 .write_mig(ids, &served, &devices)
                 .map_err(|e| e.to_string())?;
         } else {
-            let inventory = self.owner.inventory().borrow().clone();
-            let shares = shares
-                .into_iter()
-                .map(|share| {
-                    let state = inventory.instances.cards.get(&share.gpu);
-                    let state = state.ok_or(format!("GPU {} is not here", share.gpu))?;
-                    if state.mode() != VgpuMode::HamiCore {
-                        return Err(format!("GPU {} is not in mode hami-core yet", share.gpu));
-                    }
-                    Ok((share.clone(), state.card.minor))
-                })
-                .collect::<Result<Vec<_>, _>>()?;
+            let shares = self.in_share_mode(shares, deadline).await?;
             self.cdi
                 .write_shares(ids, &served, &shares)
                 .map_err(|e| e.to_string())?;
         }
         tracing::info!(pod = pod.key(), container, "Prepared a container");
         Ok(())
+    }
+
+    /// The shares with the minor numbers of their cards, once those work in mode hami-core: by demand that comes only now.
+    async fn in_share_mode(
+        &self,
+        shares: Vec<Share>,
+        deadline: Instant,
+    ) -> Result<Vec<(Share, u32)>, String> {
+        let mut inventory = self.owner.inventory();
+        let minor = |inventory: &Inventory, gpu: &str| {
+            let state = inventory.instances.cards.get(gpu);
+            let state = state.filter(|state| state.mode() == VgpuMode::HamiCore);
+            state.map(|state| state.card.minor)
+        };
+        let ready = inventory.wait_for(|inventory| {
+            let mut all = shares.iter();
+            all.all(|share| minor(inventory, &share.gpu).is_some())
+        });
+        let _ = tokio::time::timeout_at(deadline, ready).await;
+        let inventory = inventory.borrow();
+        shares
+            .into_iter()
+            .map(|share| match minor(&inventory, &share.gpu) {
+                Some(minor) => Ok((share, minor)),
+                None => Err(format!(
+                    "GPU {} is not here in mode hami-core yet",
+                    share.gpu
+                )),
+            })
+            .collect()
     }
 
     /// Whether the spec of a container that starts again is good as it is: right after the agent's start the API server

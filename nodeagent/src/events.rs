@@ -1,5 +1,8 @@
 //! Kubernetes Events about pods and the node, and pods that are failed because they cannot start.
 
+use std::time::Duration;
+
+use domain::GpuNodeStatus;
 use k8s_openapi::api::core::v1::{Node, ObjectReference, Pod};
 use kube::{
     Api, Client, Resource,
@@ -17,6 +20,7 @@ pub async fn run(
     mut happenings: mpsc::Receiver<Happening>,
     pods: watch::Receiver<Pods>,
     node: watch::Receiver<Option<Node>>,
+    mut published: watch::Receiver<GpuNodeStatus>,
 ) {
     let reporter = Reporter {
         controller: "tessera-nodeagent".to_owned(),
@@ -39,7 +43,13 @@ pub async fn run(
             None => node.borrow().as_ref().map(|node| node.object_ref(&())),
         };
         let Some(about) = about else { continue };
-        if happening.fails_pod {
+        if let Some(gpu) = &happening.fails_pod {
+            // Its successor must not come to the same GPU again: the scheduler has to know first.
+            let ill = published.wait_for(|status| {
+                let mut gpus = status.gpus.iter();
+                gpus.any(|known| known.uuid == *gpu && known.unhealthy.is_some())
+            });
+            let _ = tokio::time::timeout(Duration::from_secs(5), ill).await;
             fail(&client, &about, happening.reason, &happening.message).await;
         }
         let event = Event {

@@ -34,7 +34,7 @@ use daemon::{
     shutdown,
     tasks::{Tasks, until},
 };
-use domain::{NodeMode, keys};
+use domain::{GpuNodeStatus, NodeMode, keys};
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::{Api, ResourceExt, runtime::watcher};
 use tokio::{
@@ -120,6 +120,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     };
     let (share_pods, pods) = watch::channel(None);
     let (share_node, node) = watch::channel(None);
+    let (show, published) = watch::channel(GpuNodeStatus::default());
 
     let mut tasks = Tasks::new(token.clone());
     tasks.spawn(
@@ -169,14 +170,14 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         let node = node.clone();
         until(
             token.clone(),
-            publish::run(client, name, shares, inventory, node),
+            publish::run(client, name, shares, inventory, node, show),
         )
     });
     tasks.spawn(
         "events",
         until(
             token.clone(),
-            events::run(client, node_name, happenings, pods.clone(), node),
+            events::run(client, node_name, happenings, pods.clone(), node, published),
         ),
     );
     tasks.spawn("clean", {

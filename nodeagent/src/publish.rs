@@ -241,13 +241,14 @@ fn conditions(inventory: &Inventory, node: Option<&Node>, gpus: &[Gpu]) -> Vec<S
     said
 }
 
-/// Publishes the inventory whenever it changes, for ever.
+/// Publishes the inventory whenever it changes, for ever, and shows what is published.
 pub async fn run(
     client: Client,
     node_name: String,
     shares: u32,
     mut inventory: watch::Receiver<Arc<Inventory>>,
     mut node: watch::Receiver<Option<Node>>,
+    show: watch::Sender<GpuNodeStatus>,
 ) {
     let api: Api<GpuNode> = Api::all(client);
     let mut published: Option<GpuNodeStatus> = None;
@@ -260,7 +261,10 @@ pub async fn run(
         let fresh = status(&state, known_node.as_ref(), shares, before);
         if published.as_ref() != Some(&fresh) {
             match write(&api, &node_name, known_node.as_ref(), &fresh).await {
-                Ok(()) => published = Some(fresh),
+                Ok(()) => {
+                    show.send_replace(fresh.clone());
+                    published = Some(fresh);
+                }
                 Err(error) => {
                     tracing::warn!(
                         error = &error as &dyn std::error::Error,

@@ -222,29 +222,37 @@ async fn follow_pods(node: Arc<Node>) {
         let _ = send.send(change);
     });
     let apply = async {
-        let mut pods: HashMap<String, CancellationToken> = HashMap::new();
+        let mut pods: HashMap<String, (CancellationToken, CancellationToken)> = HashMap::new();
         while let Some(change) = changes.recv().await {
             match change {
                 Change::Apply(pod) => {
                     let uid = pod.uid().unwrap_or_default();
                     let deleted = pod.metadata.deletion_timestamp.is_some();
+                    let over = daemon::pods::is_over(&pod);
                     let known = pods.get(&uid).cloned();
-                    let token = known.clone().unwrap_or_default();
+                    let (token, ended) = known.clone().unwrap_or_else(|| {
+                        let token = CancellationToken::new();
+                        let ended = token.child_token();
+                        (token, ended)
+                    });
                     if known.is_none() {
-                        pods.insert(uid, token.clone());
+                        pods.insert(uid, (token.clone(), ended.clone()));
                         // One after the other, in the order in which they came: as kubelet admits.
-                        pod::admit(node.clone(), *pod, token.clone()).await;
+                        pod::admit(node.clone(), *pod, token.clone(), ended.clone()).await;
+                    }
+                    if over {
+                        ended.cancel();
                     }
                     if deleted {
                         token.cancel();
                     }
                 }
                 Change::Delete(pod) => {
-                    if let Some(token) = pods.remove(&pod.uid().unwrap_or_default()) {
+                    if let Some((token, _)) = pods.remove(&pod.uid().unwrap_or_default()) {
                         token.cancel();
                     }
                 }
-                Change::Complete(uids, _) => pods.retain(|uid, token| {
+                Change::Complete(uids, _) => pods.retain(|uid, (token, _)| {
                     let known = uids.contains(uid);
                     if !known {
                         token.cancel();

@@ -42,8 +42,14 @@ struct Run {
     reporting: tokio::sync::Mutex<()>,
 }
 
-/// Takes a pod: gives it its device ids, then runs it in the background until the token fires.
-pub(super) async fn admit(node: Arc<Node>, pod: Pod, token: CancellationToken) {
+/// Takes a pod: gives it its device ids, then runs it in the background until the token fires. `ended` fires when its
+/// phase is terminal, whoever wrote that: then its containers end (kubelet: `pod_workers.go`, `UpdatePod`).
+pub(super) async fn admit(
+    node: Arc<Node>,
+    pod: Pod,
+    token: CancellationToken,
+    ended: CancellationToken,
+) {
     let status = pod.status.clone().unwrap_or_default();
     let uid = pod.uid().unwrap_or_default();
     let mut containers = containers(&pod);
@@ -83,7 +89,7 @@ pub(super) async fn admit(node: Arc<Node>, pod: Pod, token: CancellationToken) {
         tokio::spawn(run.bury(token));
         return;
     }
-    tokio::spawn(run.live(token));
+    tokio::spawn(run.live(token, ended));
 }
 
 /// Every container, as it was reported before.
@@ -247,15 +253,21 @@ impl Run {
             .ok_or_else(|| format!("no device plugin for {resource}"))
     }
 
-    async fn live(self: Arc<Self>, token: CancellationToken) {
+    async fn live(self: Arc<Self>, token: CancellationToken, ended: CancellationToken) {
         self.report().await;
-        let ended = token
+        let worked = ended
             .run_until_cancelled(Box::pin(self.clone().work()))
             .await;
-        if ended.is_some() {
+        if worked.is_some() {
             // All containers have ended for good: the ids are free, the pod stays until it is deleted.
             self.release();
             token.cancelled().await;
+        } else if !token.is_cancelled() {
+            // Somebody else failed it: what they wrote stays.
+            tracing::info!(pod = self.key(), "It was failed");
+            self.release();
+            self.bury(token).await;
+            return;
         }
         for container in self.lock().values_mut() {
             if let State::Running { since } = &container.state {

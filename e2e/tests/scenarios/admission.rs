@@ -46,7 +46,12 @@ pub(crate) async fn nonsense_is_refused_in_one_sentence(world: World) -> anyhow:
         )
         .await?;
     eprintln!("{event}");
-    // A pod without GPU passes by, whether the webhook lives or not.
+    Ok(())
+}
+
+pub(crate) async fn while_the_webhook_is_away_pods_without_gpu_are_created_and_others_refused(
+    world: World,
+) -> anyhow::Result<()> {
     let processes = &world.tessera.cluster.processes;
     processes.crash("webhook").await?;
     let plain = world

@@ -2,6 +2,7 @@
 
 mod admission;
 mod containers;
+mod health;
 mod life;
 mod many;
 mod placement;
@@ -39,6 +40,7 @@ pub(crate) const SCENARIOS: &[(&str, Scenario)] = scenarios![
     placement::a_more_important_pod_displaces_the_cheapest,
     placement::a_pod_that_allows_it_restarts_elsewhere_to_make_room,
     admission::nonsense_is_refused_in_one_sentence,
+    admission::while_the_webhook_is_away_pods_without_gpu_are_created_and_others_refused,
     admission::annotations_of_tessera_are_written_by_tessera_alone,
     containers::each_container_has_exactly_its_devices,
     containers::an_init_container_alone_has_a_gpu,
@@ -50,6 +52,10 @@ pub(crate) const SCENARIOS: &[(&str, Scenario)] = scenarios![
     life::nothing_changes_while_the_api_server_is_away,
     life::a_rebooted_node_comes_back_by_itself,
     life::a_label_turns_a_node_into_a_mig_node_and_back,
+    health::a_gpu_with_a_fault_takes_no_pods_until_it_has_recovered,
+    health::a_pod_whose_instance_cannot_be_made_is_made_anew_elsewhere,
+    health::an_idle_gpu_changes_its_mode_for_a_pod_that_fits_nowhere_else,
+    health::a_container_starts_again_although_a_fresh_agent_has_no_api_server,
     many::fifty_pods_at_once,
 ];
 

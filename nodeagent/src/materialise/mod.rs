@@ -107,8 +107,8 @@ pub struct Happening {
     pub reason: &'static str,
     /// A sentence.
     pub message: String,
-    /// Whether the pod cannot start here and is to be failed, so that its controller makes a new one.
-    pub fails_pod: bool,
+    /// The pod cannot start on this GPU and is to be failed, so that its controller makes a new one.
+    pub fails_pod: Option<String>,
 }
 
 enum Command {
@@ -246,7 +246,7 @@ impl Owner {
                 warning: true,
                 reason: "NvmlHangs",
                 message: words,
-                fails_pod: false,
+                fails_pod: None,
             });
         }
     }

@@ -115,7 +115,7 @@ impl Thread {
                         "Made {} with {} MiB at slice {} of {} for container {}",
                         slot.profile, slot.mem, slot.start, slot.gpu, of.container
                     ),
-                    fails_pod: false,
+                    fails_pod: None,
                 });
                 self.state
                     .create_failures
@@ -175,13 +175,14 @@ impl Thread {
                 });
             }
         }
+        let gpu = key.1.gpu.clone();
         self.state.create_failures.insert(key, failure);
         self.happen(Happening {
             pod_uid: Some(of.uid),
             warning: true,
             reason: "InstanceCreationFailed",
             message: words,
-            fails_pod: hopeless,
+            fails_pod: hopeless.then_some(gpu),
         });
     }
 
@@ -295,7 +296,7 @@ impl Thread {
                         message: format!(
                             "GPU instance {id} of {gpu} could be destroyed at last; its slices are offered again"
                         ),
-                        fails_pod: false,
+                        fails_pod: None,
                     });
                 }
                 Ok(())
@@ -318,7 +319,7 @@ impl Thread {
                         message: format!(
                             "GPU instance {id} of {gpu} cannot be destroyed ({words}); its slices are not offered until it can"
                         ),
-                        fails_pod: false,
+                        fails_pod: None,
                     });
                 }
                 if error.code() != Some(Code::IN_USE) {
@@ -358,7 +359,7 @@ impl Thread {
             warning,
             reason,
             message,
-            fails_pod: false,
+            fails_pod: None,
         });
         failure.map_or(Ok(()), Err)
     }
@@ -415,7 +416,7 @@ impl Thread {
                 "GpuReset"
             },
             message,
-            fails_pod: false,
+            fails_pod: None,
         });
         result
     }

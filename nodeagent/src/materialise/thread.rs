@@ -203,7 +203,7 @@ impl Thread {
                             "GPU instance {} at slices {} of {gpu}, which container {} had, is not there any more; Tessera did not remove it",
                             held.live.id, held.live.slices(), bound.container
                         ),
-                        fails_pod: false,
+                        fails_pod: None,
                     });
                 }
                 self.drop_stale_entries();
@@ -424,7 +424,7 @@ impl Thread {
                         warning,
                         reason: "GpuFault",
                         message: format!("{words} on GPU {gpu}: {consequence}"),
-                        fails_pod: false,
+                        fails_pod: None,
                     });
                 }
             }
@@ -538,7 +538,7 @@ impl Thread {
                     warning: true,
                     reason: "GpuUnhealthy",
                     message: format!("GPU {gpu} takes no more pods: {words}"),
-                    fails_pod: false,
+                    fails_pod: None,
                 });
             }
         }
@@ -549,7 +549,7 @@ impl Thread {
                 warning: false,
                 reason: "GpuHealthy",
                 message: format!("GPU {gpu} can be used again"),
-                fails_pod: false,
+                fails_pod: None,
             });
         }
     }

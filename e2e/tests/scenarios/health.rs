@@ -1,0 +1,304 @@
+//! GPUs that are ill, instances that cannot be made, modes that follow the pods.
+
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use domain::{NodeMode, VgpuMode};
+use e2e::{Component, GpuNodeSpec, tessera::agent, wait::until};
+use k8s_openapi::api::{
+    apps::v1::Deployment,
+    core::v1::{Node, Pod},
+};
+use kube::{
+    Api, ResourceExt,
+    api::{DeleteParams, ListParams, Patch, PatchParams, PostParams},
+};
+use nix::sys::signal::{Signal, kill};
+use nvml_sim::{
+    event::{Event, XID},
+    store::{Action, Control, Rule},
+};
+use serde_json::json;
+
+use super::{PATIENCE, REAL, World, container, gpus, pod};
+
+/// How long a pod is tried before it is given up, and a bit.
+const GIVEN_UP: Duration = Duration::from_secs(80);
+
+/// The card of a pod's first MIG device: NVML index and UUID.
+async fn card_of(world: &World, node: &str, name: &str) -> anyhow::Result<(usize, String)> {
+    let pod = world.pods().get(name).await?;
+    let claim = daemon::pods::claim(&pod).context("no claim")??;
+    let slot = claim.slots().next().context("no MIG device")?.clone();
+    let status = world.tessera.gpu_node(node).await?;
+    let gpu = status.gpus.iter().find(|gpu| gpu.uuid == slot.gpu);
+    let index = gpu.context("not published")?.index;
+    Ok((usize::try_from(index)?, slot.gpu))
+}
+
+/// Waits until a GPU is published as ill, or as well.
+async fn is_ill(world: &World, node: &str, uuid: &str, wanted: bool) -> anyhow::Result<()> {
+    let what = format!("the GPU to be {}", if wanted { "ill" } else { "well" });
+    until(&what, PATIENCE, async || {
+        let status = world.tessera.gpu_node(node).await.ok()?;
+        let gpu = status.gpus.iter().find(|gpu| gpu.uuid == uuid)?;
+        (gpu.unhealthy.is_some() == wanted).then_some(())
+    })
+    .await?;
+    Ok(())
+}
+
+async fn allocatable(world: &World, node: &str) -> Option<u32> {
+    let nodes: Api<Node> = Api::all(world.tessera.cluster.client());
+    let status = nodes.get(node).await.ok()?.status?;
+    let count = status.allocatable?.get("nvidia.com/gpu")?.0.clone();
+    count.parse().ok()
+}
+
+pub(crate) async fn a_gpu_with_a_fault_takes_no_pods_until_it_has_recovered(
+    world: World,
+) -> anyhow::Result<()> {
+    let (gpus_of_node, node) = (world.tessera.gpus(REAL), REAL);
+    world
+        .create_and_run(&pod("before", Some(node), &gpus(1, 40_000)))
+        .await?;
+    let print = world.fingerprint("before").await?;
+    let (index, uuid) = card_of(&world, node, "before").await?;
+    // XID 48, and the driver asks for a reset.
+    gpus_of_node.with(|state| {
+        state.cards[index].recovery_action = nvml_sim::card::RECOVER_BY_RESET;
+        state.raise(Event {
+            gpu: index,
+            kind: XID,
+            data: 48,
+            ..Event::default()
+        });
+    })?;
+    is_ill(&world, node, &uuid, true).await?;
+    world.event("before", &["GpuFault", "XID 48"]).await?;
+    until(
+        "kubelet to offer the other GPU alone",
+        PATIENCE,
+        async || (allocatable(&world, node).await? == 10).then_some(()),
+    )
+    .await?;
+    let described = world
+        .tessera
+        .cluster
+        .kubectl(&[
+            "get",
+            "gpunodes",
+            node,
+            "-o",
+            "jsonpath={.status.conditions[?(@.type==\"GpusUnhealthy\")].message}",
+        ])
+        .await?;
+    ensure!(described.contains("XID 48"), "{described}");
+    // The other GPU is given, the ill one is not although a half of it is free.
+    for name in ["other", "another"] {
+        world
+            .create_and_run(&pod(name, Some(node), &gpus(1, 40_000)))
+            .await?;
+        ensure!(card_of(&world, node, name).await?.1 != uuid, "{name}");
+    }
+    world
+        .create(&pod("waits", Some(node), &gpus(1, 40_000)))
+        .await?;
+    world.event("waits", &["FailedScheduling"]).await?;
+    ensure!(
+        world.fingerprint("before").await? == print,
+        "the running pod was disturbed"
+    );
+    // Idle, it is reset and offered again, and who waited runs.
+    world.delete("before").await?;
+    is_ill(&world, node, &uuid, false).await?;
+    world.runs("waits").await?;
+    ensure!(card_of(&world, node, "waits").await?.1 == uuid);
+    Ok(())
+}
+
+pub(crate) async fn a_pod_whose_instance_cannot_be_made_is_made_anew_elsewhere(
+    world: World,
+) -> anyhow::Result<()> {
+    let deployments: Api<Deployment> = Api::default_namespaced(world.tessera.cluster.client());
+    let result = made_anew(&world, &deployments).await;
+    deployments.delete("anew", &DeleteParams::default()).await?;
+    for node in CARVED {
+        world.tessera.gpus(node).control(None)?;
+    }
+    result?;
+    // The GPU is offered again after a while.
+    until("the GPU to be offered again", GIVEN_UP, async || {
+        for node in CARVED {
+            let status = world.tessera.gpu_node(node).await.ok()?;
+            if status.gpus.iter().any(|gpu| gpu.unhealthy.is_some()) {
+                return None;
+            }
+        }
+        Some(())
+    })
+    .await?;
+    Ok(())
+}
+
+/// Nodes with MIG cards.
+const CARVED: [&str; 2] = [REAL, "hollow-h100"];
+
+async fn made_anew(world: &World, deployments: &Api<Deployment>) -> anyhow::Result<()> {
+    let fail = |gpu: Option<usize>| Control {
+        rules: vec![Rule {
+            call: "nvmlDeviceCreateGpuInstanceWithPlacement".to_owned(),
+            gpu,
+            nth: None,
+            times: None,
+            action: Action::Code(999),
+        }],
+        ..Control::default()
+    };
+    for node in CARVED {
+        world.tessera.gpus(node).control(Some(&fail(None)))?;
+    }
+    let labels = json!({ "app": "anew" });
+    let container = container("main", &gpus(1, 8_000));
+    let deployment: Deployment = serde_json::from_value(json!({
+        "metadata": { "name": "anew" },
+        "spec": { "replicas": 1, "selector": { "matchLabels": labels },
+            "template": {
+                "metadata": { "labels": labels, "annotations": { "nvidia.com/vgpu-mode": "mig" } },
+                "spec": { "terminationGracePeriodSeconds": 1, "containers": [container] } } } }))?;
+    deployments
+        .create(&PostParams::default(), &deployment)
+        .await?;
+    let only = ListParams::default().labels("app=anew");
+    let pods = world.pods();
+    let first: Pod = until("the pod to be bound", PATIENCE, async || {
+        let all = pods.list(&only).await.ok()?;
+        all.into_iter()
+            .find(|pod| daemon::pods::claim(pod).is_some())
+    })
+    .await?;
+    let (name, node) = (
+        first.name_any(),
+        daemon::pods::node(&first).unwrap_or_default(),
+    );
+    let (card, uuid) = card_of(world, node, &name).await?;
+    // Only that GPU fails from now on.
+    for other in CARVED {
+        let only = (other == node).then(|| fail(Some(card)));
+        world.tessera.gpus(other).control(only.as_ref())?;
+    }
+    let failed = until("the pod to be given up", GIVEN_UP, async || {
+        let status = pods.get(&name).await.ok()?.status?;
+        (status.phase.as_deref() == Some("Failed")).then_some(status)
+    })
+    .await;
+    let failed = failed.with_context(|| name.clone())?;
+    ensure!(
+        failed.reason.as_deref() == Some("InstanceCreationFailed"),
+        "{failed:?}"
+    );
+    let message = failed.message.unwrap_or_default();
+    ensure!(message.contains("cannot make 1g.10gb"), "{message}");
+    let second = until("another pod to run", PATIENCE, async || {
+        let all = pods.list(&only).await.ok()?;
+        let runs = |pod: &Pod| {
+            let phase = pod.status.as_ref().and_then(|status| status.phase.clone());
+            phase.as_deref() == Some("Running")
+        };
+        all.into_iter().find(runs)
+    })
+    .await?;
+    let claim = daemon::pods::claim(&second).context("no claim")??;
+    ensure!(claim.devices().all(|device| device.gpu() != uuid));
+    Ok(())
+}
+
+pub(crate) async fn an_idle_gpu_changes_its_mode_for_a_pod_that_fits_nowhere_else(
+    world: World,
+) -> anyhow::Result<()> {
+    const AUTO: &str = "auto-h100";
+    let spec = GpuNodeSpec::new(AUTO, "h100-80gb", 1, VgpuMode::HamiCore);
+    world.tessera.add_hollow_nodes(&[spec]).await?;
+    let nodes: Api<Node> = Api::all(world.tessera.cluster.client());
+    let label = json!({ "metadata": { "labels": { "nvidia.com/vgpu-mode": NodeMode::Auto } } });
+    nodes
+        .patch(AUTO, &PatchParams::default(), &Patch::Merge(label))
+        .await?;
+    until("the GPU to work by demand", PATIENCE, async || {
+        let status = world.tessera.gpu_node(AUTO).await.ok()?;
+        status.gpus.first()?.by_demand.then_some(())
+    })
+    .await?;
+    let of = |name: &str, mode: VgpuMode| {
+        let mut pod = pod(name, Some(AUTO), &gpus(1, 8_000));
+        pod["metadata"]["annotations"] = json!({ "nvidia.com/vgpu-mode": mode });
+        pod
+    };
+    let mode = async || {
+        let status = world.tessera.gpu_node(AUTO).await?;
+        Ok::<_, anyhow::Error>(status.gpus.first().map(|gpu| gpu.mode))
+    };
+    world
+        .create_and_run(&of("share", VgpuMode::HamiCore))
+        .await?;
+    ensure!(mode().await? == Some(VgpuMode::HamiCore));
+    // While a share is on it, it stays as it is.
+    world.create(&of("instance", VgpuMode::Mig)).await?;
+    world.event("instance", &["no GPU in mode mig"]).await?;
+    world.delete("share").await?;
+    world.runs("instance").await?;
+    ensure!(mode().await? == Some(VgpuMode::Mig));
+    world.delete("instance").await?;
+    world
+        .create_and_run(&of("again", VgpuMode::HamiCore))
+        .await?;
+    ensure!(mode().await? == Some(VgpuMode::HamiCore));
+    Ok(())
+}
+
+/// A pod's processes with this argument, by its UID in their control groups.
+fn processes(uid: &str, argument: &str) -> Vec<i32> {
+    let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    let is_of = |pid: &i32| {
+        let file = |name: &str| std::fs::read_to_string(format!("/proc/{pid}/{name}"));
+        file("cgroup").is_ok_and(|text| text.contains(uid))
+            && file("cmdline").is_ok_and(|text| text.contains(argument))
+    };
+    entries
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .filter(is_of)
+        .collect()
+}
+
+pub(crate) async fn a_container_starts_again_although_a_fresh_agent_has_no_api_server(
+    world: World,
+) -> anyhow::Result<()> {
+    let cluster = &world.tessera.cluster;
+    let running = world
+        .create_and_run(&pod("stays", Some(REAL), &gpus(2, 8_000)))
+        .await?;
+    let uid = running.uid().unwrap_or_default();
+    let seen = world.seen("stays", "main").await?;
+    let before = processes(&uid, "86400");
+    ensure!(before.len() == 1, "{before:?}");
+    cluster.processes.stop(Component::ApiServer.name()).await?;
+    cluster.processes.crash(&agent(REAL)).await?;
+    cluster.processes.start_again(&agent(REAL))?;
+    kill(nix::unistd::Pid::from_raw(before[0]), Signal::SIGKILL)?;
+    let again = until("the container to start again", PATIENCE * 2, async || {
+        let now = processes(&uid, "86400");
+        (now.len() == 1 && now != before).then_some(())
+    })
+    .await;
+    cluster.processes.start_again(Component::ApiServer.name())?;
+    cluster.api_server_answers().await?;
+    again?;
+    cluster.node_is_ready(REAL).await?;
+    until("the agent to be ready", PATIENCE, async || {
+        (allocatable(&world, REAL).await? == 20).then_some(())
+    })
+    .await?;
+    world.runs("stays").await?;
+    ensure!(world.seen("stays", "main").await? == seen);
+    Ok(())
+}
