@@ -29,9 +29,11 @@ pub(super) enum Disturbance {
     DestroyInUse,
     DestroyStorm,
     CreateFails,
+    GpuFault,
+    GpuLost,
 }
 
-pub(super) const DISTURBANCES: [Disturbance; 14] = [
+pub(super) const DISTURBANCES: [Disturbance; 16] = [
     Disturbance::AgentKilled,
     Disturbance::AgentFrozen,
     Disturbance::PluginKilled,
@@ -46,6 +48,8 @@ pub(super) const DISTURBANCES: [Disturbance; 14] = [
     Disturbance::DestroyInUse,
     Disturbance::DestroyStorm,
     Disturbance::CreateFails,
+    Disturbance::GpuFault,
+    Disturbance::GpuLost,
 ];
 
 /// How far the clocks of the daemons jump. Nothing expires within hours: the test PKI's certificates are good for
@@ -127,6 +131,35 @@ fn fails(call: &str, gpu: Option<usize>, code: u32, times: u64) -> Rule {
         times: Some(times),
         action: Action::Code(code),
     }
+}
+
+/// A GPU falls off the bus, and is back after a while, by a thread that waits for nothing else.
+pub(super) async fn lose(dir: &Path, gpu: usize, time: Duration) -> anyhow::Result<()> {
+    let set = move |dir: &Path, lost: bool| {
+        Store::new(dir).with(|state| {
+            if let Some(card) = state.cards.get_mut(gpu) {
+                card.lost = lost;
+            }
+        })
+    };
+    let dir = dir.to_owned();
+    let lost = tokio::task::spawn_blocking(move || {
+        set(&dir, true)?;
+        thread::spawn(move || {
+            thread::sleep(time);
+            if let Err(error) = set(&dir, false) {
+                println!("         GPU {gpu} stays lost: {error}");
+            }
+        });
+        Ok::<_, std::io::Error>(())
+    });
+    Ok(lost.await??)
+}
+
+/// A double bit ECC error: the driver wants a reset of the GPU.
+pub(super) async fn fault(dir: &Path, gpu: usize) -> anyhow::Result<()> {
+    let store = Store::new(dir);
+    Ok(tokio::task::spawn_blocking(move || store.double_bit_error(gpu)).await??)
 }
 
 /// Adds faults to those that a node has already.

@@ -350,7 +350,25 @@ impl Chaos {
                 let times = self.random.random_range(1..3);
                 disturb::order(&gpus, disturb::create_fails(times)).await
             }
+            Disturbance::GpuFault => {
+                let gpu = self.one_gpu(node)?;
+                disturb::fault(&gpus, gpu).await
+            }
+            Disturbance::GpuLost => {
+                let (gpu, time) = (self.one_gpu(node)?, self.some(3_000..8_000));
+                disturb::lose(&gpus, gpu, time).await
+            }
         }
+    }
+
+    /// Any GPU of a node, but for the one with somebody else's instance: that is in nobody's hands.
+    fn one_gpu(&mut self, node: &str) -> anyhow::Result<usize> {
+        let cards = self.cards(node)?.cards.len();
+        let ours = (0..cards).filter(|gpu| (node, *gpu) != (FOREIGN.0, FOREIGN.1));
+        let ours: Vec<usize> = ours.collect();
+        let gpu = ours.choose(&mut self.random).copied().unwrap_or_default();
+        println!("         GPU {gpu} of {node}");
+        Ok(gpu)
     }
 
     async fn kill(&mut self, name: String) -> anyhow::Result<()> {
