@@ -48,6 +48,8 @@ use crate::{
 
 /// kubelet gives `PreStartContainer` 30 s; what is not there by then is asked for again.
 const PATIENCE: Duration = Duration::from_secs(25);
+/// How often kubelet's and our sockets are looked at.
+const LOOK: Duration = Duration::from_millis(100);
 /// Version of the device plugin API.
 const VERSION: &str = "v1beta1";
 
@@ -436,7 +438,7 @@ pub async fn run(plugin: Plugin, token: CancellationToken) -> anyhow::Result<()>
             );
             // kubelet removes all sockets when it starts, and makes its own anew.
             while inode(&socket).is_some() && inode(&kubelet) == id {
-                tokio::time::sleep(Duration::from_millis(500)).await;
+                tokio::time::sleep(LOOK).await;
             }
             tracing::info!("kubelet was restarted");
             anyhow::Ok(())
@@ -452,8 +454,12 @@ pub async fn run(plugin: Plugin, token: CancellationToken) -> anyhow::Result<()>
                 error = format!("{error:#}"),
                 "kubelet cannot be served, trying again"
             );
-            let pause = tokio::time::sleep(Duration::from_secs(1));
-            token.run_until_cancelled(pause).await;
+            // kubelet admits pods within a second of its socket's coming, and fails those whose plugin it does not know.
+            let known = inode(&kubelet);
+            let again = Instant::now() + Duration::from_secs(1);
+            while Instant::now() < again && inode(&kubelet) == known && !token.is_cancelled() {
+                tokio::time::sleep(LOOK).await;
+            }
         }
     }
     let _ = std::fs::remove_file(&socket);
