@@ -50,6 +50,17 @@ pub struct Cdi {
     pub hook: PathBuf,
 }
 
+/// A device node of a container, as a spec names it.
+#[derive(Debug, Serialize)]
+struct DeviceNode {
+    path: String,
+    #[serde(rename = "type")]
+    kind: char,
+    major: u32,
+    minor: u32,
+    permissions: &'static str,
+}
+
 /// For whom a spec was written.
 #[derive(Serialize, Deserialize)]
 struct For {
@@ -163,14 +174,14 @@ impl Cdi {
         nodes.extend(self.uvm_nodes());
         // Two instances of one card name the same node.
         let mut named = std::collections::BTreeSet::new();
-        nodes.retain(|node| named.insert(node["path"].to_string()));
+        nodes.retain(|node| named.insert(node.path.clone()));
         let uuids: Vec<_> = devices.iter().map(|device| device.uuid.as_str()).collect();
         // The devices are injected by this spec: NVIDIA's runtime must not add any by the variable.
         let env = vec![
             "NVIDIA_VISIBLE_DEVICES=void".to_owned(),
             format!("{DEVICES}={}", uuids.join(",")),
         ];
-        self.write(ids, of, nodes, env, vec![])
+        self.write(ids, of, &nodes, env, vec![])
     }
 
     /// Writes the spec of a container with software shares: `HAMi`-core's environment and mounts.
@@ -223,23 +234,26 @@ impl Cdi {
                 mounts.push(mount(&host, &container, "ro"));
             }
         }
-        self.write(ids, of, nodes, env, mounts)
+        self.write(ids, of, &nodes, env, mounts)
     }
 
     fn write(
         &self,
         ids: &DeviceIds,
         of: &Served,
-        nodes: Vec<Value>,
+        nodes: &[DeviceNode],
         env: Vec<String>,
         mounts: Vec<Value>,
     ) -> Result<(), CdiError> {
-        for node in &nodes {
+        for node in nodes {
             self.make_node(node);
         }
         let mut edits = self.common_edits();
         for (key, values) in [
-            ("deviceNodes", nodes),
+            (
+                "deviceNodes",
+                nodes.iter().map(|node| json!(node)).collect(),
+            ),
             ("env", env.into_iter().map(Value::from).collect()),
             ("mounts", mounts),
         ] {
@@ -320,19 +334,14 @@ impl Cdi {
 
     /// Makes a device node of the host where it is missing or of another device. Where that cannot be done the numbers
     /// in the spec have to do.
-    fn make_node(&self, node: &Value) {
+    fn make_node(&self, node: &DeviceNode) {
         use std::os::unix::fs::MetadataExt;
-        let (Some(path), Some(major), Some(minor)) = (
-            node["path"]
-                .as_str()
-                .and_then(|path| path.strip_prefix("/dev/")),
-            node["major"].as_u64(),
-            node["minor"].as_u64(),
-        ) else {
+        let Some(path) = node.path.strip_prefix("/dev/") else {
             return;
         };
+        let (major, minor) = (node.major, node.minor);
         let path = self.dev.join(path);
-        let device = makedev(major, minor);
+        let device = makedev(major.into(), minor.into());
         match std::fs::symlink_metadata(&path) {
             Ok(meta) if meta.rdev() == device => return,
             // The major number of the capabilities may be another after the driver was loaded anew.
@@ -370,7 +379,7 @@ impl Cdi {
             })
     }
 
-    fn uvm_nodes(&self) -> Vec<Value> {
+    fn uvm_nodes(&self) -> Vec<DeviceNode> {
         let Ok(uvm) = major(&self.proc, "nvidia-uvm") else {
             return vec![];
         };
@@ -397,8 +406,14 @@ fn major(proc: &Path, driver: &str) -> Result<u32, CdiError> {
         })
 }
 
-fn node(path: &str, major: u32, minor: u32) -> Value {
-    json!({ "path": path, "type": "c", "major": major, "minor": minor, "permissions": "rw" })
+fn node(path: &str, major: u32, minor: u32) -> DeviceNode {
+    DeviceNode {
+        path: path.to_owned(),
+        kind: 'c',
+        major,
+        minor,
+        permissions: "rw",
+    }
 }
 
 fn mount(host: &Path, container: &str, mode: &str) -> Value {

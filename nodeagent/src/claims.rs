@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 use domain::{Claim, ContainerClaim};
 
+use crate::journal::Bound;
+
 /// A pod bound to this node with a readable claim.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClaimedPod {
@@ -34,6 +36,15 @@ impl ClaimedPod {
     /// `namespace/name`.
     pub fn key(&self) -> String {
         format!("{}/{}", self.namespace, self.name)
+    }
+
+    /// One of its containers, as the journal names it.
+    pub fn bound(&self, container: &str) -> Bound {
+        Bound {
+            uid: self.uid.clone(),
+            pod: self.key(),
+            container: container.to_owned(),
+        }
     }
 
     /// The claim of one of its containers.

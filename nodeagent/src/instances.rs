@@ -62,15 +62,8 @@ pub struct Held {
 /// Who has an instance.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Tenure {
-    /// A pod's claim.
-    Pod {
-        /// UID of the pod.
-        uid: String,
-        /// `namespace/name`.
-        pod: String,
-        /// The container, the application's where it is shared.
-        container: String,
-    },
+    /// A pod's container, the application's where it is shared.
+    Pod(Bound),
     /// No pod claims it, but processes may still run on it.
     Lingering {
         /// Who had it last, where the journal knows.
@@ -190,8 +183,6 @@ impl Wanted {
 /// An instance could not be made for a claim.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Failure {
-    /// In words, NVML's where it said no.
-    pub words: String,
     /// When first.
     pub since: Millis,
     /// How often.
@@ -202,10 +193,9 @@ pub struct Failure {
 
 impl Failure {
     /// The failure, once more.
-    pub fn again(before: Option<&Self>, words: String, now: Millis) -> Self {
+    pub fn again(before: Option<&Self>, now: Millis) -> Self {
         let times = before.map_or(0, |failure| failure.times) + 1;
         Self {
-            words,
             since: before.map_or(now, |failure| failure.since),
             times,
             retry_at: now + (1_000 << times.min(5)).min(30_000),
@@ -257,12 +247,16 @@ impl CardState {
     /// Why the card must not be used for new pods.
     pub fn ailment(&self) -> Option<String> {
         let lost = self.lost.clone();
-        lost.or_else(|| self.fault.as_ref().map(|(words, _)| words.clone()))
-            .or_else(|| health::ailment(&self.card.standing))
-            .or_else(|| {
-                let trouble = self.trouble.as_ref().filter(|trouble| !trouble.offered);
-                trouble.map(|trouble| trouble.words.clone())
-            })
+        lost.or_else(|| self.illness()).or_else(|| {
+            let trouble = self.trouble.as_ref().filter(|trouble| !trouble.offered);
+            trouble.map(|trouble| trouble.words.clone())
+        })
+    }
+
+    /// What is wrong with a card that answers: no instance is made on it.
+    fn illness(&self) -> Option<String> {
+        let fault = self.fault.as_ref().map(|(words, _)| words.clone());
+        fault.or_else(|| health::ailment(&self.card.standing))
     }
 
     /// A fault of the card is over when the driver, asked long enough after it, wants nothing. A driver that cannot be
@@ -290,8 +284,8 @@ impl Held {
     /// The state to publish.
     pub fn state(&self) -> InstanceState {
         match &self.tenure {
-            Tenure::Pod { .. } if self.live.compute.is_empty() => InstanceState::Creating,
-            Tenure::Pod { .. } | Tenure::Lingering { .. } => InstanceState::InUse,
+            Tenure::Pod(_) if self.live.compute.is_empty() => InstanceState::Creating,
+            Tenure::Pod(_) | Tenure::Lingering { .. } => InstanceState::InUse,
             Tenure::Idle { .. } => InstanceState::Idle,
             Tenure::Stuck { failures, .. } if *failures < QUARANTINE_AFTER => InstanceState::InUse,
             Tenure::Stuck { .. } => InstanceState::Quarantined,
@@ -307,18 +301,10 @@ impl Held {
                 .is_some_and(|offer| offer.profile_id == self.live.profile_id)
     }
 
-    /// Whose it is, as the journal has it.
-    pub fn bound(&self) -> Option<Bound> {
+    /// Whose it is.
+    pub fn bound(&self) -> Option<&Bound> {
         match &self.tenure {
-            Tenure::Pod {
-                uid,
-                pod,
-                container,
-            } => Some(Bound {
-                uid: uid.clone(),
-                pod: pod.clone(),
-                container: container.clone(),
-            }),
+            Tenure::Pod(bound) => Some(bound),
             _ => None,
         }
     }
@@ -326,7 +312,7 @@ impl Held {
     /// Whether it is this MIG device and a pod had it last.
     pub fn was(&self, pod: &str, uuid: &str) -> bool {
         let last = match &self.tenure {
-            Tenure::Lingering { last, .. } => last.clone(),
+            Tenure::Lingering { last, .. } => last.as_ref(),
             _ => self.bound(),
         };
         last.is_some_and(|last| last.uid == pod) && self.live.compute.iter().any(|c| c.uuid == uuid)
@@ -454,7 +440,7 @@ impl Instances {
                     containers().next().map(|container| (pod, container))
                 });
                 let takes = |pod: &ClaimedPod| match &held.tenure {
-                    Tenure::Pod { .. } => true,
+                    Tenure::Pod(_) => true,
                     // One with a fault is made anew.
                     Tenure::Idle { .. } => held.fault.is_none(),
                     // As before a restart of the agent, which may have forgotten whose it was.
@@ -464,24 +450,18 @@ impl Instances {
                     // It is not ours, or not to be used any more.
                     Tenure::Stuck { .. } | Tenure::Foreign => false,
                 };
-                match (held.bound(), claimant) {
-                    (Some(bound), Some((pod, _))) if bound.uid == pod.uid => {}
-                    (Some(last), _) if !pods.contains_key(&last.uid) => {
-                        held.tenure = Tenure::Lingering {
-                            last: Some(last),
-                            look_at: now,
-                            looks: 0,
-                        };
-                    }
+                held.tenure = match (held.bound(), claimant) {
+                    (Some(bound), Some((pod, _))) if bound.uid == pod.uid => continue,
+                    (Some(last), _) if !pods.contains_key(&last.uid) => Tenure::Lingering {
+                        last: Some(last.clone()),
+                        look_at: now,
+                        looks: 0,
+                    },
                     (_, Some((pod, container))) if takes(pod) => {
-                        held.tenure = Tenure::Pod {
-                            uid: pod.uid.clone(),
-                            pod: pod.key(),
-                            container: container.name.clone(),
-                        };
+                        Tenure::Pod(pod.bound(&container.name))
                     }
-                    _ => {}
-                }
+                    _ => continue,
+                };
             }
         }
     }
@@ -519,13 +499,11 @@ impl Instances {
         {
             let same = held.is(slot, &state.card.model);
             let by = match &held.tenure {
-                Tenure::Pod { uid, .. }
-                    if *uid == pod.uid && same && !held.live.compute.is_empty() =>
-                {
+                Tenure::Pod(had) if had.uid == pod.uid && same && !held.live.compute.is_empty() => {
                     return Ok(vec![]);
                 }
                 // A GPU instance without compute instance is of no use: made again as a whole.
-                Tenure::Pod { uid, .. } if *uid == pod.uid && (displace_own || same) => {
+                Tenure::Pod(had) if had.uid == pod.uid && (displace_own || same) => {
                     steps.push(destroy(&slot.gpu, held));
                     continue;
                 }
@@ -533,7 +511,7 @@ impl Instances {
                     steps.push(destroy(&slot.gpu, held));
                     continue;
                 }
-                Tenure::Pod { pod, .. } => format!("pod {pod}"),
+                Tenure::Pod(had) => format!("pod {}", had.pod),
                 Tenure::Lingering {
                     last: Some(last), ..
                 } => format!("processes of pod {}, which is over", last.pod),
@@ -549,18 +527,11 @@ impl Instances {
                 by,
             });
         }
-        if let Some((words, _)) = &state.fault {
-            return Err(ill(words.clone()));
-        }
-        if let Some(words) = health::ailment(&state.card.standing) {
+        if let Some(words) = state.illness() {
             return Err(ill(words));
         }
         steps.push(Step::Create {
-            of: Bound {
-                uid: pod.uid.clone(),
-                pod: pod.key(),
-                container: container.to_owned(),
-            },
+            of: pod.bound(container),
             slot: slot.clone(),
         });
         Ok(steps)
@@ -613,11 +584,7 @@ impl Instances {
                         // What runs already is left alone.
                         Err(Blocked::Ill { words, gpu }) if !self.has(pod, slot) => {
                             return Some(Step::Fail {
-                                of: Bound {
-                                    uid: pod.uid.clone(),
-                                    pod: pod.key(),
-                                    container: container.name.clone(),
-                                },
+                                of: pod.bound(&container.name),
                                 slot: slot.clone(),
                                 words: format!("GPU {gpu}: {words}"),
                             });
@@ -676,7 +643,7 @@ impl Instances {
                     Tenure::Idle { .. } if held.fault.is_some() => now,
                     Tenure::Idle { since } => since + patience.idle_ttl,
                     Tenure::Stuck { retry_at, .. } => retry_at,
-                    Tenure::Pod { .. } | Tenure::Foreign => continue,
+                    Tenure::Pod(_) | Tenure::Foreign => continue,
                 };
                 if due > now {
                     later(due);
@@ -748,18 +715,15 @@ impl Instances {
         now: Millis,
         later: &mut impl FnMut(Millis),
     ) -> Option<Step> {
-        let mode = self.changing_to(gpu)?;
-        let pods = self.pods.as_ref()?.values();
-        let mut devices = pods.flat_map(|pod| pod.claim.devices());
-        if devices.any(|device| device.gpu() == gpu && mode_of(device) == state.mode()) {
+        let to = Step::SetMode {
+            gpu: gpu.to_owned(),
+            mode: self.changing_to(gpu)?,
+        };
+        let is_old = |device: &ClaimedDevice| mode_of(device) == state.mode();
+        if self.claims(gpu, is_old)? {
             return None;
         }
-        clear(gpu, state, now, state.mode_failure.as_ref(), later)?.or_else(|| {
-            Some(Step::SetMode {
-                gpu: gpu.to_owned(),
-                mode,
-            })
-        })
+        once_idle(gpu, state, now, state.mode_failure.as_ref(), to, later)
     }
 
     /// The step towards a reset, once nobody uses the card.
@@ -770,16 +734,20 @@ impl Instances {
         now: Millis,
         later: &mut impl FnMut(Millis),
     ) -> Option<Step> {
-        let pods = self.pods.as_ref()?.values();
-        let mut devices = pods.flat_map(|pod| pod.claim.devices());
-        if devices.any(|device| device.gpu() == gpu) {
+        let to = Step::Reset {
+            gpu: gpu.to_owned(),
+        };
+        if self.claims(gpu, |_| true)? {
             return None;
         }
-        clear(gpu, state, now, state.reset_failure.as_ref(), later)?.or_else(|| {
-            Some(Step::Reset {
-                gpu: gpu.to_owned(),
-            })
-        })
+        once_idle(gpu, state, now, state.reset_failure.as_ref(), to, later)
+    }
+
+    /// Whether a pod claims such a device of a card; nothing is known before the pods are.
+    fn claims(&self, gpu: &str, such: impl Fn(&ClaimedDevice) -> bool) -> Option<bool> {
+        let pods = self.pods.as_ref()?.values();
+        let mut devices = pods.flat_map(|pod| pod.claim.devices());
+        Some(devices.any(|device| device.gpu() == gpu && such(device)))
     }
 
     /// The instance of that id.
@@ -792,27 +760,24 @@ impl Instances {
     }
 }
 
-/// What is to be removed before a card's mode changes or it is reset. `None`: it has to wait; `Some(None)`: nothing.
-#[allow(
-    clippy::option_option,
-    reason = "wait, clear this, clear: three answers"
-)]
-fn clear(
+/// The step that wants an idle card, or what comes before it; nothing while it has to wait.
+fn once_idle(
     gpu: &str,
     state: &CardState,
     now: Millis,
     failed: Option<&(String, Millis)>,
+    step: Step,
     later: &mut impl FnMut(Millis),
-) -> Option<Option<Step>> {
+) -> Option<Step> {
     let in_use = |held: &&Held| !matches!(held.tenure, Tenure::Idle { .. });
     if let Some(held) = state.instances.iter().find(in_use) {
         return match held.tenure {
-            Tenure::Lingering { look_at, .. } if look_at <= now => Some(Some(look(gpu, held))),
+            Tenure::Lingering { look_at, .. } if look_at <= now => Some(look(gpu, held)),
             _ => None,
         };
     }
     if let Some(held) = state.instances.first() {
-        return Some(Some(destroy(gpu, held)));
+        return Some(destroy(gpu, held));
     }
     if let Some((_, retry_at)) = failed
         && *retry_at > now
@@ -820,7 +785,7 @@ fn clear(
         later(*retry_at);
         return None;
     }
-    Some(None)
+    Some(step)
 }
 
 fn mode_of(device: &ClaimedDevice) -> VgpuMode {
@@ -1192,7 +1157,7 @@ mod tests {
         assert!(state.cards[GPU].instances[0].was("gone", "MIG-7"));
         state.held(GPU, 7).unwrap().tenure = Tenure::Idle { since: 0 };
         state.settle(0);
-        assert_eq!(state.cards[GPU].instances[0].bound(), Some(bound("b")));
+        assert_eq!(state.cards[GPU].instances[0].bound(), Some(&bound("b")));
         // Its own pod gets it back at once.
         let mut state = node(&[live(7, &slot("1g.10gb", 6))], &[]);
         state.held(GPU, 7).unwrap().tenure = Tenure::Lingering {
@@ -1201,7 +1166,7 @@ mod tests {
             looks: 0,
         };
         claimed(&mut state, &[app("a", "1g.10gb", 6)], 0);
-        assert_eq!(state.cards[GPU].instances[0].bound(), Some(bound("a")));
+        assert_eq!(state.cards[GPU].instances[0].bound(), Some(&bound("a")));
     }
 
     #[test]
@@ -1367,12 +1332,12 @@ mod tests {
             .as_ref()
             .is_some_and(|f: &Failure| f.is_hopeless(now))
         {
-            failure = Some(Failure::again(failure.as_ref(), "no".into(), now));
+            failure = Some(Failure::again(failure.as_ref(), now));
             now = failure.as_ref().unwrap().retry_at;
         }
         let failure = failure.unwrap();
         assert_eq!((failure.times, now), (5, 60_000));
-        assert!(!Failure::again(None, "no".into(), 0).is_hopeless(1_000_000));
+        assert!(!Failure::again(None, 0).is_hopeless(1_000_000));
         // The card rests, and is offered again.
         let mut state = node(&[], &[]);
         let trouble = Trouble {
@@ -1395,7 +1360,7 @@ mod tests {
         let journal = [entry(&instance, 1, true)];
         let vanished = state.surveyed(vec![card(true, &[])], &[], &journal, 1);
         assert_eq!(vanished.len(), 1);
-        assert_eq!(vanished[0].1.bound(), Some(bound("a")));
+        assert_eq!(vanished[0].1.bound(), Some(&bound("a")));
         let (step, _) = state.next_step(1, PATIENCE);
         assert!(matches!(step, Some(Step::Create { .. })));
     }

@@ -41,14 +41,10 @@ pub fn cards(inventory: &Inventory, shares: u32) -> Vec<Gpu> {
                         .iter()
                         .find(|offer| offer.profile_id == held.live.profile_id);
                     let (pod_uid, pod, container, reason) = match &held.tenure {
-                        Tenure::Pod {
-                            uid,
-                            pod,
-                            container,
-                        } => (
-                            Some(uid.clone()),
-                            Some(pod.clone()),
-                            Some(container.clone()),
+                        Tenure::Pod(had) => (
+                            Some(had.uid.clone()),
+                            Some(had.pod.clone()),
+                            Some(had.container.clone()),
                             None,
                         ),
                         Tenure::Lingering { last, .. } => (

@@ -100,7 +100,7 @@ fn child_process() {
             let is_settled = |card: &nodeagent::instances::CardState| {
                 let mig = card.card.mig.is_some_and(|mode| mode.current);
                 let mut ours = card.instances.iter().filter(|h| h.generation.is_some());
-                let held = ours.all(|held| matches!(held.tenure, Tenure::Pod { .. }));
+                let held = ours.all(|held| matches!(held.tenure, Tenure::Pod(_)));
                 held && mig == (goal.mode() == VgpuMode::Mig)
             };
             inventory.nvml.is_ok() && !cards.is_empty() && cards.values().all(is_settled)

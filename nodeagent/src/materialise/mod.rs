@@ -111,6 +111,27 @@ pub struct Happening {
     pub fails_pod: Option<String>,
 }
 
+impl Happening {
+    /// Something to know, about a pod or the node.
+    pub fn note(pod_uid: Option<String>, reason: &'static str, message: String) -> Self {
+        Self {
+            pod_uid,
+            warning: false,
+            reason,
+            message,
+            fails_pod: None,
+        }
+    }
+
+    /// Something that somebody should look at.
+    pub fn warning(pod_uid: Option<String>, reason: &'static str, message: String) -> Self {
+        Self {
+            warning: true,
+            ..Self::note(pod_uid, reason, message)
+        }
+    }
+}
+
 enum Command {
     Pods(BTreeMap<String, ClaimedPod>),
     Wanted(Wanted),
@@ -241,13 +262,9 @@ impl Owner {
             tracing::error!(words, "NVML hangs");
             self.publish
                 .send_modify(|inventory| Arc::make_mut(inventory).hangs = Some(words.clone()));
-            let _ = self.tell.try_send(Happening {
-                pod_uid: None,
-                warning: true,
-                reason: "NvmlHangs",
-                message: words,
-                fails_pod: None,
-            });
+            let _ = self
+                .tell
+                .try_send(Happening::warning(None, "NvmlHangs", words));
         }
     }
 

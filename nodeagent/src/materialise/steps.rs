@@ -6,7 +6,7 @@ use domain::{Slot, VgpuMode};
 
 use super::{
     Happening,
-    thread::{Thread, is_stale, millis},
+    thread::{Thread, millis},
 };
 use crate::{
     instances::{Failure, Held, Millis, QUARANTINE_AFTER, Step, Tenure, Trouble},
@@ -107,16 +107,12 @@ impl Thread {
                     ms = millis(started.elapsed()),
                     "Made an instance"
                 );
-                self.happen(Happening {
-                    pod_uid: Some(of.uid.clone()),
-                    warning: false,
-                    reason: "InstanceCreated",
-                    message: format!(
-                        "Made {} with {} MiB at slice {} of {} for container {}",
-                        slot.profile, slot.mem, slot.start, slot.gpu, of.container
-                    ),
-                    fails_pod: None,
-                });
+                let message = format!(
+                    "Made {} with {} MiB at slice {} of {} for container {}",
+                    slot.profile, slot.mem, slot.start, slot.gpu, of.container
+                );
+                let pod = Some(of.uid.clone());
+                self.happen(Happening::note(pod, "InstanceCreated", message));
                 self.state
                     .create_failures
                     .remove(&(of.uid.clone(), slot.clone()));
@@ -125,11 +121,7 @@ impl Thread {
                     state.instances.push(Held {
                         live,
                         generation: Some(generation),
-                        tenure: Tenure::Pod {
-                            uid: of.uid,
-                            pod: of.pod,
-                            container: of.container,
-                        },
+                        tenure: Tenure::Pod(of),
                         fault: None,
                     });
                 }
@@ -158,7 +150,7 @@ impl Thread {
         let now = self.now();
         let key = (of.uid.clone(), slot);
         let before = self.state.create_failures.get(&key);
-        let failure = Failure::again(before, words.clone(), now);
+        let failure = Failure::again(before, now);
         let hopeless = failure.is_hopeless(now);
         if hopeless
             && rest
@@ -178,11 +170,8 @@ impl Thread {
         let gpu = key.1.gpu.clone();
         self.state.create_failures.insert(key, failure);
         self.happen(Happening {
-            pod_uid: Some(of.uid),
-            warning: true,
-            reason: "InstanceCreationFailed",
-            message: words,
             fails_pod: hopeless.then_some(gpu),
+            ..Happening::warning(Some(of.uid), "InstanceCreationFailed", words)
         });
     }
 
@@ -289,15 +278,10 @@ impl Thread {
                 }
                 self.release(generation);
                 if failures >= QUARANTINE_AFTER {
-                    self.happen(Happening {
-                        pod_uid: None,
-                        warning: false,
-                        reason: "InstanceReleased",
-                        message: format!(
-                            "GPU instance {id} of {gpu} could be destroyed at last; its slices are offered again"
-                        ),
-                        fails_pod: None,
-                    });
+                    let message = format!(
+                        "GPU instance {id} of {gpu} could be destroyed at last; its slices are offered again"
+                    );
+                    self.happen(Happening::note(None, "InstanceReleased", message));
                 }
                 Ok(())
             }
@@ -312,15 +296,10 @@ impl Thread {
                 }
                 tracing::warn!(gpu, id, failures, words, "Cannot remove an instance");
                 if failures == QUARANTINE_AFTER {
-                    self.happen(Happening {
-                        pod_uid: None,
-                        warning: true,
-                        reason: "InstanceQuarantined",
-                        message: format!(
-                            "GPU instance {id} of {gpu} cannot be destroyed ({words}); its slices are not offered until it can"
-                        ),
-                        fails_pod: None,
-                    });
+                    let message = format!(
+                        "GPU instance {id} of {gpu} cannot be destroyed ({words}); its slices are not offered until it can"
+                    );
+                    self.happen(Happening::warning(None, "InstanceQuarantined", message));
                 }
                 if error.code() != Some(Code::IN_USE) {
                     self.survey(cards);
@@ -342,24 +321,17 @@ impl Thread {
                 state.trouble = None;
             }
         }
-        let (warning, reason, message) = match &failure {
+        self.happen(match &failure {
             None => {
                 tracing::info!(gpu, %mode, "Changed the mode");
                 let message = format!("GPU {gpu} works in mode {mode} now");
-                (false, "ModeChanged", message)
+                Happening::note(None, "ModeChanged", message)
             }
             Some(words) => {
                 tracing::warn!(gpu, %mode, words, "Cannot change the mode");
                 let message = format!("GPU {gpu} cannot change to mode {mode}: {words}");
-                (true, "ModeChangeFailed", message)
+                Happening::warning(None, "ModeChangeFailed", message)
             }
-        };
-        self.happen(Happening {
-            pod_uid: None,
-            warning,
-            reason,
-            message,
-            fails_pod: None,
         });
         failure.map_or(Ok(()), Err)
     }
@@ -371,20 +343,16 @@ impl Thread {
             return Ok(());
         };
         // Ampere: the mode is set, and in force after a reset.
-        self.survey(cards);
-        let mode = self.state.cards.get(gpu).and_then(|state| state.card.mig);
+        let mode = cards.mode_of(gpu).map_err(|e| e.to_string())?;
         let pending = mode.is_some_and(|mode| mode.pending == enable && mode.current != enable);
         if !pending || self.settings.reset.is_empty() {
             return Err(error.to_string());
         }
         self.reset(cards, gpu)
             .map_err(|words| format!("{error}; {words}"))?;
-        self.survey(cards);
-        let mode = self.state.cards.get(gpu).and_then(|state| state.card.mig);
-        if mode.is_some_and(|mode| mode.current == enable) {
-            Ok(())
-        } else {
-            Err(format!("{error}; a reset did not help"))
+        match cards.mode_of(gpu) {
+            Ok(Some(mode)) if mode.current == enable => Ok(()),
+            _ => Err(format!("{error}; a reset did not help")),
         }
     }
 
@@ -400,23 +368,15 @@ impl Thread {
                 state.fault = None;
             }
         }
-        let (warning, message) = match &result {
-            Ok(()) => (
-                false,
-                format!("GPU {gpu} was reset because it was unhealthy"),
-            ),
-            Err(words) => (true, format!("GPU {gpu} cannot be reset: {words}")),
-        };
-        self.happen(Happening {
-            pod_uid: None,
-            warning,
-            reason: if warning {
-                "GpuResetFailed"
-            } else {
-                "GpuReset"
-            },
-            message,
-            fails_pod: None,
+        self.happen(match &result {
+            Ok(()) => {
+                let message = format!("GPU {gpu} was reset because it was unhealthy");
+                Happening::note(None, "GpuReset", message)
+            }
+            Err(words) => {
+                let message = format!("GPU {gpu} cannot be reset: {words}");
+                Happening::warning(None, "GpuResetFailed", message)
+            }
         });
         result
     }
@@ -466,6 +426,14 @@ impl Thread {
             named.collect::<Vec<_>>().join(", ")
         ))
     }
+}
+
+/// An instance that is not there or not as it was: what is known is out of date.
+fn is_stale(error: &NvmlError) -> bool {
+    matches!(
+        error.code(),
+        Some(Code::NOT_FOUND | Code::INVALID_ARGUMENT | Code::NOT_SUPPORTED)
+    )
 }
 
 /// 0.1 s, doubled with each failure up to 5 s, and 30 s once it is quarantined.

@@ -15,7 +15,7 @@ use crate::{
     instances::{Blocked, Instances, Millis, Patience},
     journal::{Journal, JournalError},
     metrics::Metrics,
-    nvml::{Cards, Code, Event, Fault, NvmlError, Watch},
+    nvml::{Cards, Code, Event, Fault, Watch},
 };
 
 /// How long a container's call waits here for what passes by itself, before kubelet is asked to come again.
@@ -48,9 +48,8 @@ pub(super) struct Thread {
     /// What the last survey said.
     nvml: Result<(), String>,
     survey_at: Instant,
-    survey_pause: Duration,
-    /// In a row.
-    failed_surveys: u32,
+    /// While surveys fail: how soon after the last one the next is.
+    failing: Option<Duration>,
     /// Once more then, because the driver needs a while to say what it wants after a fault.
     look_again: Option<Instant>,
     watch: Option<(BTreeSet<String>, Watch)>,
@@ -90,8 +89,7 @@ impl Thread {
             epoch: Instant::now(),
             nvml: Err("the first survey is not done yet".to_owned()),
             survey_at: Instant::now(),
-            survey_pause: SURVEY_EVERY,
-            failed_surveys: 0,
+            failing: None,
             look_again: None,
             watch: None,
             ill: BTreeMap::new(),
@@ -128,6 +126,8 @@ impl Thread {
                 self.announce();
                 continue;
             }
+            // Steps close the session that listens, and it takes a while to end: it is opened when all are done.
+            self.rewatch();
             self.announce();
             let now = self.now();
             let mut pause = wake.map_or(SURVEY_EVERY, |at| {
@@ -195,16 +195,14 @@ impl Thread {
                     .surveyed(found, &failed, self.journal.entries(), now);
                 for (gpu, held) in vanished {
                     let Some(bound) = held.bound() else { continue };
-                    self.happen(Happening {
-                        pod_uid: Some(bound.uid),
-                        warning: true,
-                        reason: "InstanceVanished",
-                        message: format!(
-                            "GPU instance {} at slices {} of {gpu}, which container {} had, is not there any more; Tessera did not remove it",
-                            held.live.id, held.live.slices(), bound.container
-                        ),
-                        fails_pod: None,
-                    });
+                    let message = format!(
+                        "GPU instance {} at slices {} of {gpu}, which container {} had, is not there any more; Tessera did not remove it",
+                        held.live.id,
+                        held.live.slices(),
+                        bound.container
+                    );
+                    let pod = Some(bound.uid.clone());
+                    self.happen(Happening::warning(pod, "InstanceVanished", message));
                 }
                 self.drop_stale_entries();
                 self.record_bindings();
@@ -217,7 +215,6 @@ impl Thread {
                 } else {
                     Err(words.join("; "))
                 };
-                self.rewatch();
             }
             Err(error) => {
                 tracing::warn!(%error, "Survey failed, opening NVML again");
@@ -226,17 +223,14 @@ impl Thread {
                 self.reopen(cards, || ());
             }
         }
-        self.survey_pause = match &self.nvml {
-            Ok(()) => SURVEY_EVERY,
-            Err(_) if self.failed_surveys == 0 => SURVEY_AGAIN,
-            Err(_) => (self.survey_pause * 2).min(SURVEY_EVERY),
-        };
-        let failed = self.failed_surveys + 1;
-        self.failed_surveys = self.nvml.as_ref().map_or(failed, |()| 0);
+        self.failing = self.nvml.is_err().then(|| {
+            let before = self.failing.map(|pause| pause * 2);
+            before.map_or(SURVEY_AGAIN, |pause| pause.min(SURVEY_EVERY))
+        });
         let now = Instant::now();
         self.look_again = self.look_again.filter(|at| *at > now);
-        let pause = now + self.survey_pause;
-        self.survey_at = self.look_again.map_or(pause, |at| at.min(pause));
+        let next = now + self.failing.unwrap_or(SURVEY_EVERY);
+        self.survey_at = self.look_again.map_or(next, |at| at.min(next));
     }
 
     /// Does something while no card is open. A library that does not fit the driver any more cannot be helped here.
@@ -280,7 +274,7 @@ impl Thread {
         }
     }
 
-    /// Ends the session that listens to faults; the next survey begins another.
+    /// Ends the session that listens to faults; another begins when there is nothing else to do.
     pub(super) fn unwatch(&mut self) {
         if let Some((_, watch)) = self.watch.take() {
             watch.stop();
@@ -322,7 +316,7 @@ impl Thread {
     pub(super) fn record_bindings(&mut self) {
         let held = self.state.cards.values().flat_map(|s| &s.instances);
         let bound: Vec<_> = held
-            .filter_map(|held| Some((held.generation?, held.bound()?)))
+            .filter_map(|held| Some((held.generation?, held.bound()?.clone())))
             .collect();
         for (generation, to) in bound {
             let entries = self.journal.entries();
@@ -390,24 +384,19 @@ impl Thread {
             .filter(|gpu| self.state.cards.contains_key(*gpu));
         if let Some(gpu) = known {
             let of_instance = fault.instance.and_then(|id| self.state.held(gpu, id));
-            let (warning, consequence) = match (scope, of_instance) {
-                (Scope::Note, _) => (false, None),
-                (Scope::Application, _) => (true, Some("the application's fault; the GPU is well")),
+            let consequence = match (scope, of_instance) {
+                (Scope::Note, _) => None,
+                (Scope::Application, _) => Some("the application's fault; the GPU is well"),
                 (Scope::Instance | Scope::Card, Some(held)) => {
                     held.fault = Some(words.clone());
-                    (true, Some("its instance is given to nobody else"))
+                    Some("its instance is given to nobody else")
                 }
-                (Scope::Instance, None) => {
-                    (true, Some("one application was hit; the GPU works on"))
-                }
+                (Scope::Instance, None) => Some("one application was hit; the GPU works on"),
                 (Scope::Card, None) => {
                     if let Some(state) = self.state.cards.get_mut(gpu) {
                         state.fault = Some((words.clone(), now));
                     }
-                    (
-                        true,
-                        Some("the GPU takes no more pods until it has recovered"),
-                    )
+                    Some("the GPU takes no more pods until it has recovered")
                 }
             };
             if let Some(consequence) = consequence {
@@ -417,15 +406,9 @@ impl Thread {
                 };
                 // Of several applications it is not known whose fault it is.
                 let is_clear = scope != Scope::Application || whom.len() == 1;
-                let whom = whom.into_iter().filter(|_| is_clear);
-                for uid in whom {
-                    self.happen(Happening {
-                        pod_uid: Some(uid),
-                        warning,
-                        reason: "GpuFault",
-                        message: format!("{words} on GPU {gpu}: {consequence}"),
-                        fails_pod: None,
-                    });
+                for uid in whom.into_iter().filter(|_| is_clear) {
+                    let message = format!("{words} on GPU {gpu}: {consequence}");
+                    self.happen(Happening::warning(Some(uid), "GpuFault", message));
                 }
             }
         }
@@ -436,8 +419,9 @@ impl Thread {
     }
 
     fn has_instance(&mut self, gpu: &str, id: u32) -> Vec<String> {
-        let held = self.state.held(gpu, id).and_then(|held| held.bound());
-        held.map(|bound| bound.uid).into_iter().collect()
+        let held = self.state.held(gpu, id);
+        let bound = held.and_then(|held| held.bound());
+        bound.map(|bound| bound.uid.clone()).into_iter().collect()
     }
 
     /// The pods that claim something of a card.
@@ -533,24 +517,14 @@ impl Thread {
         for (gpu, words) in &self.ill {
             if before.get(gpu) != Some(words) {
                 tracing::warn!(gpu, words, "The GPU must not be used");
-                self.happen(Happening {
-                    pod_uid: None,
-                    warning: true,
-                    reason: "GpuUnhealthy",
-                    message: format!("GPU {gpu} takes no more pods: {words}"),
-                    fails_pod: None,
-                });
+                let message = format!("GPU {gpu} takes no more pods: {words}");
+                self.happen(Happening::warning(None, "GpuUnhealthy", message));
             }
         }
         for gpu in before.keys().filter(|gpu| !self.ill.contains_key(*gpu)) {
             tracing::info!(gpu, "The GPU can be used again");
-            self.happen(Happening {
-                pod_uid: None,
-                warning: false,
-                reason: "GpuHealthy",
-                message: format!("GPU {gpu} can be used again"),
-                fails_pod: None,
-            });
+            let message = format!("GPU {gpu} can be used again");
+            self.happen(Happening::note(None, "GpuHealthy", message));
         }
     }
 
@@ -567,12 +541,4 @@ impl Thread {
 
 pub(super) fn millis(duration: Duration) -> Millis {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
-}
-
-/// An instance that is not there or not as it was: what is known is out of date.
-pub(super) fn is_stale(error: &NvmlError) -> bool {
-    matches!(
-        error.code(),
-        Some(Code::NOT_FOUND | Code::INVALID_ARGUMENT | Code::NOT_SUPPORTED)
-    )
 }

@@ -190,6 +190,11 @@ impl Cards {
         })
     }
 
+    /// MIG mode of a card; `None` where it cannot do MIG.
+    pub fn mode_of(&self, uuid: &str) -> Result<Option<MigMode>, NvmlError> {
+        self.mig_mode(self.device(uuid)?)
+    }
+
     fn mig_mode(&self, device: sys::nvmlDevice_t) -> Result<Option<MigMode>, NvmlError> {
         let (mut current, mut pending) = (0, 0);
         match call!(
@@ -219,8 +224,7 @@ impl Cards {
         check("nvmlDeviceSetMigMode: activation", activation)?;
         // The call may rebind the device: read the handle again before asking.
         self.handles.borrow_mut().remove(uuid);
-        let device = self.device(uuid)?;
-        match self.mig_mode(device)? {
+        match self.mode_of(uuid)? {
             Some(mode) if mode.current == enable => Ok(()),
             Some(_) => Err(NvmlError::ModePending),
             None => check("nvmlDeviceGetMigMode", Code::NOT_SUPPORTED.0),
