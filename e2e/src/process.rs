@@ -67,7 +67,7 @@ impl Process {
     }
 
     /// The arguments it was started with.
-    pub(crate) fn command_line(self) -> Vec<String> {
+    pub fn command_line(self) -> Vec<String> {
         let bytes = fs::read(format!("/proc/{}/cmdline", self.pid)).unwrap_or_default();
         bytes
             .split(|byte| *byte == 0)
@@ -77,7 +77,7 @@ impl Process {
     }
 
     /// All processes of the machine.
-    pub(crate) fn all() -> Vec<Self> {
+    pub fn all() -> Vec<Self> {
         let Ok(entries) = fs::read_dir("/proc") else {
             return Vec::new();
         };

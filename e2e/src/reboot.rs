@@ -1,7 +1,7 @@
 //! A node's reboot: what it loses, and what survives on its disks.
 
 use std::{
-    fs,
+    fs, io,
     os::unix::{fs::FileTypeExt, net::UnixStream},
     path::Path,
     time::Duration,
@@ -48,14 +48,14 @@ impl Tessera {
             leftovers::end_containers(layout).await;
             empty(&layout.containerd_state())?;
             empty(&layout.cdi())?;
-            remove_sockets(Path::new(DEVICE_PLUGIN_DIR))?;
-            remove_sockets(&layout.kubelet().join("pod-resources"))?;
+            lose_sockets(Path::new(DEVICE_PLUGIN_DIR))?;
+            lose_sockets(&layout.kubelet().join("pod-resources"))?;
         } else {
             let own = layout.hollow().join(node);
             empty(&own.join("containers"))?;
             empty(&own.join("cdi"))?;
-            remove_sockets(&own.join("device-plugins"))?;
-            remove_sockets(&own.join("pod-resources"))?;
+            lose_sockets(&own.join("device-plugins"))?;
+            lose_sockets(&own.join("pod-resources"))?;
         }
         let gpus = layout.gpus(node);
         nvml_sim::reboot(&gpus).at(&gpus)
@@ -100,11 +100,18 @@ fn empty(directory: &Path) -> Result<(), Error> {
     Ok(())
 }
 
-fn remove_sockets(directory: &Path) -> Result<(), Error> {
-    for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
-        let path = entry.path();
-        if entry.file_type().at(&path)?.is_socket() {
-            fs::remove_file(&path).at(&path)?;
+fn lose_sockets(directory: &Path) -> Result<(), Error> {
+    if directory.exists() {
+        remove_sockets(directory).at(directory)?;
+    }
+    Ok(())
+}
+
+/// Removes the sockets in a directory.
+pub(crate) fn remove_sockets(directory: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(directory)?.flatten() {
+        if entry.file_type()?.is_socket() {
+            fs::remove_file(entry.path())?;
         }
     }
     Ok(())

@@ -11,7 +11,7 @@ use std::{
 use daemon::gpu_node::GpuNode;
 use domain::VgpuMode;
 use k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration;
-use kube::Api;
+use kube::{Api, ResourceExt, api::ListParams};
 use nvml_sim::{GpuSpec, store::Store};
 use serde_json::{Value, json};
 use tokio::{
@@ -261,6 +261,16 @@ impl Tessera {
     /// The simulated GPUs of a node, as they are behind NVML.
     pub fn gpus(&self, node: &str) -> Store {
         Store::new(&self.cluster.layout.gpus(node))
+    }
+
+    /// All nodes as their agents publish them.
+    pub async fn gpu_nodes(&self) -> Result<Vec<(String, domain::GpuNodeStatus)>, Error> {
+        let nodes: Api<GpuNode> = Api::all(self.cluster.client());
+        let nodes = nodes.list(&ListParams::default()).await?;
+        Ok(nodes
+            .into_iter()
+            .map(|node| (node.name_any(), node.status.unwrap_or_default()))
+            .collect())
     }
 
     /// The node as its agent publishes it.

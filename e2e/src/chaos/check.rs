@@ -135,8 +135,15 @@ struct Known {
     containers: Vec<String>,
 }
 
+impl Pod {
+    /// Where its instances should be.
+    pub(super) fn places(&self) -> impl Iterator<Item = Place> + '_ {
+        self.slots.iter().map(|slot| Place::of(&self.node, slot))
+    }
+}
+
 impl Place {
-    pub(super) fn of(node: &str, slot: &Slot) -> Self {
+    fn of(node: &str, slot: &Slot) -> Self {
         Self {
             node: node.to_owned(),
             gpu: slot.gpu.clone(),
@@ -307,11 +314,7 @@ impl Checker {
 
     /// Nothing is without a pod for long but what is somebody else's.
     fn account(&mut self, look: &Look, found: &mut Vec<Violation>) {
-        let claimed: BTreeSet<Place> = look
-            .pods
-            .iter()
-            .flat_map(|pod| pod.slots.iter().map(|slot| Place::of(&pod.node, slot)))
-            .collect();
+        let claimed: BTreeSet<Place> = look.pods.iter().flat_map(Pod::places).collect();
         let mut now = BTreeMap::new();
         for (place, instance) in &look.instances {
             let key = (place.clone(), instance.identity);

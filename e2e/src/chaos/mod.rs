@@ -14,9 +14,11 @@ use std::{
 };
 
 use anyhow::{Context, bail, ensure};
-use daemon::{gpu_node::GpuNode, pods};
+use daemon::pods;
 use domain::InstanceState;
-use e2e::{Component, Options, Tessera, clean_clocks, image::IMAGE, tessera::agent, wait::until};
+use e2e::{
+    Component, Error, Options, Tessera, clean_clocks, image::IMAGE, tessera::agent, wait::until,
+};
 use k8s_openapi::{api::core::v1::Pod, jiff::Timestamp};
 use kube::{
     Api, ResourceExt,
@@ -364,8 +366,7 @@ impl Chaos {
     /// Any GPU of a node, but for the one with somebody else's instance: that is in nobody's hands.
     fn one_gpu(&mut self, node: &str) -> anyhow::Result<usize> {
         let cards = self.cards(node)?.cards.len();
-        let ours = (0..cards).filter(|gpu| (node, *gpu) != (FOREIGN.0, FOREIGN.1));
-        let ours: Vec<usize> = ours.collect();
+        let ours: Vec<usize> = (0..cards).filter(|gpu| !is_foreign(node, *gpu)).collect();
         let gpu = ours.choose(&mut self.random).copied().unwrap_or_default();
         println!("         GPU {gpu} of {node}");
         Ok(gpu)
@@ -417,8 +418,7 @@ impl Chaos {
         let mut used = Vec::new();
         for node in NODES {
             for (index, card) in self.cards(node)?.cards.into_iter().enumerate() {
-                let foreign = (node, index) == (FOREIGN.0, FOREIGN.1);
-                if card.instances.len() > usize::from(foreign) {
+                if card.instances.len() > usize::from(is_foreign(node, index)) {
                     used.push((node, index, card.uuid()));
                 }
             }
@@ -533,19 +533,16 @@ impl Chaos {
     }
 
     /// What the nodes publish whose agents are up.
-    async fn published(&self) -> kube::Result<BTreeMap<String, BTreeSet<Place>>> {
-        let nodes: Api<GpuNode> = Api::all(self.tessera.cluster.client());
+    async fn published(&self) -> Result<BTreeMap<String, BTreeSet<Place>>, Error> {
         let mut all = BTreeMap::new();
-        for node in nodes.list(&ListParams::default()).await? {
-            let name = node.name_any();
+        for (name, status) in self.tessera.gpu_nodes().await? {
             let agent = agent(&name);
             let frozen = self.frozen.iter().any(|frozen| frozen.name == agent);
             let running = self.tessera.cluster.processes.running(&agent).is_some();
             if !NODES.contains(&name.as_str()) || frozen || !running {
                 continue;
             }
-            let places = node.status.iter().flat_map(|status| &status.gpus);
-            let places = places.flat_map(|gpu| {
+            let places = status.gpus.iter().flat_map(|gpu| {
                 gpu.instances.iter().map(|instance| Place {
                     node: name.clone(),
                     gpu: gpu.uuid.clone(),
@@ -588,12 +585,9 @@ impl Chaos {
                 pod.running = None;
             }
         }
-        let claimed = before
-            .iter()
-            .flat_map(|pod| pod.slots.iter().map(|slot| Place::of(&pod.node, slot)));
         Ok(Look {
             at,
-            claimed: claimed.collect(),
+            claimed: before.iter().flat_map(check::Pod::places).collect(),
             pods,
             instances,
             published,
@@ -668,16 +662,19 @@ impl Chaos {
     }
 
     /// How many instances the nodes call quarantined.
-    async fn quarantined(&self) -> kube::Result<usize> {
-        let nodes: Api<GpuNode> = Api::all(self.tessera.cluster.client());
-        let nodes = nodes.list(&ListParams::default()).await?;
-        let status = nodes.iter().filter_map(|node| node.status.as_ref());
-        let instances = status.flat_map(|status| &status.gpus);
+    async fn quarantined(&self) -> Result<usize, Error> {
+        let nodes = self.tessera.gpu_nodes().await?;
+        let instances = nodes.iter().flat_map(|(_, status)| &status.gpus);
         let instances = instances.flat_map(|gpu| &gpu.instances);
         Ok(instances
             .filter(|instance| instance.state == InstanceState::Quarantined)
             .count())
     }
+}
+
+/// Whether somebody else has an instance on a GPU.
+fn is_foreign(node: &str, gpu: usize) -> bool {
+    (node, gpu) == (FOREIGN.0, FOREIGN.1)
 }
 
 /// Whether a process is one of ours that never ends by itself.

@@ -3,7 +3,6 @@
 use std::{
     collections::HashMap,
     io,
-    os::unix::fs::FileTypeExt,
     path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
@@ -21,12 +20,13 @@ use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
 
 use super::{devices::Devices, plugins, pod, status::now};
+use crate::reboot::remove_sockets;
 
 /// How often a node says that it lives (kubelet: `nodeLeaseDurationSeconds` / 4).
 const HEARTBEAT: Duration = Duration::from_secs(10);
-/// From kubelet's sockets to its first look at pods: a plugin that registers in this time loses no pod after a reboot.
-/// kubelet was seen to take 0.9 s, less than an agent's pause between two tries; here there is no luck in it.
-const FIRST_SYNC: Duration = Duration::from_secs(2);
+/// From kubelet's sockets to its first look at pods, as kubelet was seen to take: a plugin that registers in this time
+/// loses no pod after a reboot.
+const FIRST_SYNC: Duration = Duration::from_millis(900);
 
 /// A hollow node.
 pub(super) struct Node {
@@ -60,11 +60,7 @@ impl Node {
             node.changed.notify_one();
         }
         // As kubelet: a device plugin sees by this that it has to register anew.
-        for entry in std::fs::read_dir(node.device_plugins())?.flatten() {
-            if entry.file_type()?.is_socket() {
-                std::fs::remove_file(entry.path())?;
-            }
-        }
+        remove_sockets(&node.device_plugins())?;
         Ok(node)
     }
 

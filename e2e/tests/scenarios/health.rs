@@ -4,16 +4,16 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use domain::{NodeMode, VgpuMode};
-use e2e::{Component, GpuNodeSpec, tessera::agent, wait::until};
+use e2e::{Component, GpuNodeSpec, process::Process, tessera::agent, wait::until};
 use k8s_openapi::api::{
     apps::v1::Deployment,
     core::v1::{Node, Pod},
 };
 use kube::{
     Api, ResourceExt,
-    api::{DeleteParams, ListParams, Patch, PatchParams, PostParams},
+    api::{DeleteParams, ListParams, PostParams},
 };
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::Signal;
 use nvml_sim::{
     event::{Event, XID},
     store::{Action, Control, Rule},
@@ -219,11 +219,7 @@ pub(crate) async fn an_idle_gpu_changes_its_mode_for_a_pod_that_fits_nowhere_els
     const AUTO: &str = "auto-h100";
     let spec = GpuNodeSpec::new(AUTO, "h100-80gb", 1, VgpuMode::HamiCore);
     world.tessera.add_hollow_nodes(&[spec]).await?;
-    let nodes: Api<Node> = Api::all(world.tessera.cluster.client());
-    let label = json!({ "metadata": { "labels": { "nvidia.com/vgpu-mode": NodeMode::Auto } } });
-    nodes
-        .patch(AUTO, &PatchParams::default(), &Patch::Merge(label))
-        .await?;
+    world.label(AUTO, NodeMode::Auto).await?;
     until("the GPU to work by demand", PATIENCE, async || {
         let status = world.tessera.gpu_node(AUTO).await.ok()?;
         status.gpus.first()?.by_demand.then_some(())
@@ -256,18 +252,14 @@ pub(crate) async fn an_idle_gpu_changes_its_mode_for_a_pod_that_fits_nowhere_els
     Ok(())
 }
 
-/// A pod's processes with this argument, by its UID in their control groups.
-fn processes(uid: &str, argument: &str) -> Vec<i32> {
-    let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
-    let is_of = |pid: &i32| {
-        let file = |name: &str| std::fs::read_to_string(format!("/proc/{pid}/{name}"));
-        file("cgroup").is_ok_and(|text| text.contains(uid))
-            && file("cmdline").is_ok_and(|text| text.contains(argument))
+/// The processes of a pod with this argument, by its UID in their control groups.
+fn processes(uid: &str, argument: &str) -> Vec<Process> {
+    let is_of = |process: &Process| {
+        let groups = std::fs::read_to_string(format!("/proc/{}/cgroup", process.pid));
+        groups.is_ok_and(|text| text.contains(uid))
+            && process.command_line().iter().any(|word| word == argument)
     };
-    entries
-        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
-        .filter(is_of)
-        .collect()
+    Process::all().into_iter().filter(is_of).collect()
 }
 
 pub(crate) async fn a_container_starts_again_although_a_fresh_agent_has_no_api_server(
@@ -284,7 +276,7 @@ pub(crate) async fn a_container_starts_again_although_a_fresh_agent_has_no_api_s
     cluster.processes.stop(Component::ApiServer.name()).await?;
     cluster.processes.crash(&agent(REAL)).await?;
     cluster.processes.start_again(&agent(REAL))?;
-    kill(nix::unistd::Pid::from_raw(before[0]), Signal::SIGKILL)?;
+    before[0].signal(Signal::SIGKILL);
     let again = until("the container to start again", PATIENCE * 2, async || {
         let now = processes(&uid, "86400");
         (now.len() == 1 && now != before).then_some(())

@@ -3,13 +3,10 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use anyhow::{Context, ensure};
-use domain::VgpuMode;
+use domain::{NodeMode, VgpuMode};
 use e2e::{Component, GpuNodeSpec, tessera::agent, wait::until};
 use k8s_openapi::api::core::v1::Node;
-use kube::{
-    Api, ResourceExt,
-    api::{Patch, PatchParams},
-};
+use kube::{Api, ResourceExt};
 use serde_json::json;
 
 use super::{PATIENCE, REAL, World, annotated, busy, gpus, pod};
@@ -110,12 +107,12 @@ pub(crate) async fn a_label_turns_a_node_into_a_mig_node_and_back(
     world.tessera.add_hollow_nodes(&[spec]).await?;
     let processes = &world.tessera.cluster.processes;
     let before = processes.running(&agent(FLIP));
-    let nodes: Api<Node> = Api::all(world.tessera.cluster.client());
-    for (turn, mode) in [VgpuMode::Mig, VgpuMode::HamiCore].into_iter().enumerate() {
-        let label = json!({ "metadata": { "labels": { "nvidia.com/vgpu-mode": mode } } });
-        nodes
-            .patch(FLIP, &PatchParams::default(), &Patch::Merge(label))
-            .await?;
+    let turns = [
+        (NodeMode::Mig, VgpuMode::Mig),
+        (NodeMode::HamiCore, VgpuMode::HamiCore),
+    ];
+    for (turn, (label, mode)) in turns.into_iter().enumerate() {
+        world.label(FLIP, label).await?;
         until(
             &format!("the GPU to work as {mode}"),
             PATIENCE,

@@ -40,7 +40,7 @@ pub(crate) async fn fifty_pods_at_once(world: World) -> anyhow::Result<()> {
     let uuids: BTreeSet<_> = of_mig.iter().map(|row| (&row.node, &row.uuid)).collect();
     ensure!(rows.len() == 50, "{} rows", rows.len());
     ensure!(uuids.len() == of_mig.len() && !uuids.iter().any(|(_, uuid)| uuid.is_empty()));
-    for (name, status) in world.nodes().await? {
+    for (name, status) in world.tessera.gpu_nodes().await? {
         for (gpu, card) in status
             .gpus
             .iter()

@@ -11,12 +11,12 @@ use std::{collections::BTreeSet, pin::Pin, time::Duration};
 
 use anyhow::{Context, ensure};
 use daemon::pods;
-use domain::{GpuNodeStatus, InstanceState};
+use domain::{GpuNodeStatus, InstanceState, NodeMode};
 use e2e::{Tessera, image::IMAGE, table, wait::until};
-use k8s_openapi::api::core::v1::{Event, Pod};
+use k8s_openapi::api::core::v1::{Event, Node, Pod};
 use kube::{
     Api, ResourceExt,
-    api::{DeleteParams, ListParams, PostParams},
+    api::{DeleteParams, ListParams, Patch, PatchParams, PostParams},
 };
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -249,16 +249,6 @@ impl World {
         Ok(table::rows(self.tessera.cluster.client()).await?)
     }
 
-    pub(crate) async fn nodes(&self) -> anyhow::Result<Vec<(String, GpuNodeStatus)>> {
-        use daemon::gpu_node::GpuNode;
-        let nodes: Api<GpuNode> = Api::all(self.tessera.cluster.client());
-        let nodes = nodes.list(&ListParams::default()).await?;
-        Ok(nodes
-            .into_iter()
-            .map(|node| (node.name_any(), node.status.unwrap_or_default()))
-            .collect())
-    }
-
     /// Deletes all pods and waits until every instance is gone, on the cards as well as in what is published.
     pub(crate) async fn clear(&self) -> anyhow::Result<()> {
         let everything = ListParams::default();
@@ -272,7 +262,7 @@ impl World {
         .await?;
         let mut last = String::new();
         let gone = until("all instances to be gone", PATIENCE, async || {
-            let nodes = self.nodes().await.ok()?;
+            let nodes = self.tessera.gpu_nodes().await.ok()?;
             let lines = nodes
                 .iter()
                 .map(|(name, status)| [name, ": ", &status.layout].concat());
@@ -286,6 +276,16 @@ impl World {
         })
         .await;
         gone.with_context(|| last)
+    }
+
+    /// What the admin does: `kubectl label node NODE nvidia.com/vgpu-mode=MODE`.
+    pub(crate) async fn label(&self, node: &str, mode: NodeMode) -> anyhow::Result<()> {
+        let nodes: Api<Node> = Api::all(self.tessera.cluster.client());
+        let label = json!({ "metadata": { "labels": { domain::keys::VGPU_MODE: mode } } });
+        nodes
+            .patch(node, &PatchParams::default(), &Patch::Merge(label))
+            .await?;
+        Ok(())
     }
 
     /// GPU instances that exist behind NVML on a node.
