@@ -1,6 +1,6 @@
 //! Kubernetes Events about pods and the node, and pods that are failed because they cannot start.
 
-use std::time::Duration;
+use std::{collections::HashMap, time::Duration};
 
 use domain::GpuNodeStatus;
 use k8s_openapi::api::core::v1::{Node, ObjectReference, Pod};
@@ -12,6 +12,9 @@ use kube::{
 use tokio::sync::{mpsc, watch};
 
 use crate::{materialise::Happening, pods::Pods};
+
+/// Different words for which repetitions are counted at a time.
+const MOST_RECORDERS: usize = 256;
 
 /// Tells every happening as an Event, for ever.
 pub async fn run(
@@ -26,7 +29,7 @@ pub async fn run(
         controller: "tessera-nodeagent".to_owned(),
         instance: Some(node_name),
     };
-    let recorder = Recorder::new(client.clone(), reporter);
+    let mut recorders: HashMap<String, Recorder> = HashMap::new();
     while let Some(happening) = happenings.recv().await {
         let about = match &happening.pod_uid {
             Some(uid) => {
@@ -59,10 +62,17 @@ pub async fn run(
                 EventType::Normal
             },
             reason: happening.reason.to_owned(),
-            note: Some(happening.message),
+            note: Some(happening.message.clone()),
             action: "Materialise".to_owned(),
             secondary: None,
         };
+        // A recorder counts all events of a reason about an object as one, and keeps the words of the first.
+        if recorders.len() >= MOST_RECORDERS {
+            recorders.clear();
+        }
+        let recorder = recorders
+            .entry(happening.message.clone())
+            .or_insert_with(|| Recorder::new(client.clone(), reporter.clone()));
         if let Err(error) = recorder.publish(&event, &about).await {
             tracing::warn!(%error, "Cannot tell an event");
         }

@@ -64,15 +64,19 @@ pub(crate) async fn a_gpu_with_a_fault_takes_no_pods_until_it_has_recovered(
         .await?;
     let print = world.fingerprint("before").await?;
     let (index, uuid) = card_of(&world, node, "before").await?;
+    let told = |data| Event {
+        gpu: index,
+        kind: XID,
+        data,
+        ..Event::default()
+    };
+    // The application's fault is told, and nothing else. Issue 5: what came later under the same reason was not.
+    gpus_of_node.raise(told(31))?;
+    world.event("before", &["GpuFault", "XID 31"]).await?;
     // XID 48, and the driver asks for a reset.
     gpus_of_node.with(|state| {
         state.cards[index].recovery_action = nvml_sim::card::RECOVER_BY_RESET;
-        state.raise(Event {
-            gpu: index,
-            kind: XID,
-            data: 48,
-            ..Event::default()
-        });
+        state.raise(told(48));
     })?;
     is_ill(&world, node, &uuid, true).await?;
     world.event("before", &["GpuFault", "XID 48"]).await?;
