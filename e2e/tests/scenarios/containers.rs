@@ -3,10 +3,9 @@
 use std::collections::BTreeSet;
 
 use anyhow::{Context, bail, ensure};
-use e2e::wait::until;
 use serde_json::{Value, json};
 
-use super::{PATIENCE, REAL, Seen, World, container, gpus, pod};
+use super::{REAL, Seen, World, container, gpus, pod};
 
 /// A container that says what it sees, and ends.
 fn teller(name: &str, limits: &Value) -> Value {
@@ -118,12 +117,7 @@ pub(crate) async fn an_init_container_has_another_size_than_the_application(
         "{a:?} {b:?}"
     );
     // What only the init containers had is not held for the pod's life, nor left.
-    until(
-        "the instances of the init containers to be gone",
-        PATIENCE,
-        async || (world.instances(REAL, "split").await.ok()?.len() == 3).then_some(()),
-    )
-    .await?;
+    world.instances(REAL, "split", 3).await?;
     Ok(())
 }
 

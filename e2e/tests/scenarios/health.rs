@@ -234,26 +234,21 @@ pub(crate) async fn an_idle_gpu_changes_its_mode_for_a_pod_that_fits_nowhere_els
         pod["metadata"]["annotations"] = json!({ "nvidia.com/vgpu-mode": mode });
         pod
     };
-    let mode = async || {
-        let status = world.tessera.gpu_node(AUTO).await?;
-        Ok::<_, anyhow::Error>(status.gpus.first().map(|gpu| gpu.mode))
-    };
     world
         .create_and_run(&of("share", VgpuMode::HamiCore))
         .await?;
-    ensure!(mode().await? == Some(VgpuMode::HamiCore));
+    world.works_as(AUTO, VgpuMode::HamiCore).await?;
     // While a share is on it, it stays as it is.
     world.create(&of("instance", VgpuMode::Mig)).await?;
     world.event("instance", &["no GPU in mode mig"]).await?;
     world.delete("share").await?;
     world.runs("instance").await?;
-    ensure!(mode().await? == Some(VgpuMode::Mig));
+    world.works_as(AUTO, VgpuMode::Mig).await?;
     world.delete("instance").await?;
     world
         .create_and_run(&of("again", VgpuMode::HamiCore))
         .await?;
-    ensure!(mode().await? == Some(VgpuMode::HamiCore));
-    Ok(())
+    world.works_as(AUTO, VgpuMode::HamiCore).await
 }
 
 /// The processes of a pod with this argument, by its UID in their control groups.

@@ -26,7 +26,7 @@ pub(crate) async fn the_pod_of_the_seed_gets_two_instances_and_leaves_none(
         inside.iter().all(|instance| instance.memory_mib >= 8000),
         "{inside:?}"
     );
-    let published = world.instances(REAL, "seed").await?;
+    let published = world.instances(REAL, "seed", 2).await?;
     let inside = inside.into_iter().map(|instance| instance.uuid).collect();
     ensure!(
         published == inside,
@@ -68,7 +68,7 @@ pub(crate) async fn a_killed_agent_adopts_what_runs(world: World) -> anyhow::Res
         world.seen("before", "main").await?,
         world.fingerprint("before").await?,
     );
-    let published = world.instances(REAL, "before").await?;
+    let published = world.instances(REAL, "before", 1).await?;
     processes.crash(&agent(REAL)).await?;
     world.tessera.start_agent_again(REAL).await?;
     world
@@ -79,11 +79,8 @@ pub(crate) async fn a_killed_agent_adopts_what_runs(world: World) -> anyhow::Res
         world.fingerprint("before").await? == print,
         "the container was restarted"
     );
-    let adopted = world.instances(REAL, "before").await?;
-    ensure!(
-        adopted == published && adopted.len() == 1,
-        "{adopted:?}, before {published:?}"
-    );
+    let adopted = world.instances(REAL, "before", 1).await?;
+    ensure!(adopted == published, "{adopted:?}, before {published:?}");
     let after = world.seen("after", "main").await?;
     ensure!(after.instances().len() == 1 && after != seen);
     // Deleted while the agent is away: nothing is left.
@@ -113,16 +110,7 @@ pub(crate) async fn a_label_turns_a_node_into_a_mig_node_and_back(
     ];
     for (turn, (label, mode)) in turns.into_iter().enumerate() {
         world.label(FLIP, label).await?;
-        until(
-            &format!("the GPU to work as {mode}"),
-            PATIENCE,
-            async || {
-                let status = world.tessera.gpu_node(FLIP).await.ok()?;
-                let gpu = status.gpus.first()?;
-                (gpu.mode == mode && gpu.changing_to.is_none()).then_some(())
-            },
-        )
-        .await?;
+        world.works_as(FLIP, mode).await?;
         let name = format!("turn-{turn}");
         let running = world
             .create_and_run(&pod(&name, Some(FLIP), &gpus(1, 8000)))
@@ -146,7 +134,7 @@ pub(crate) async fn a_restarted_kubelet_finds_devices_and_pods_as_they_were(
         .create_and_run(&pod("before", Some(REAL), &gpus(1, 8_000)))
         .await?;
     let print = world.fingerprint("before").await?;
-    let published = world.instances(REAL, "before").await?;
+    let published = world.instances(REAL, "before", 1).await?;
     cluster.processes.restart(Component::Kubelet.name()).await?;
     // kubelet takes pods only after the agent has registered anew; until then they would fail for good.
     let nodes: Api<Node> = Api::all(cluster.client());
@@ -174,7 +162,7 @@ pub(crate) async fn a_restarted_kubelet_finds_devices_and_pods_as_they_were(
         world.fingerprint("before").await? == print,
         "the container was restarted"
     );
-    ensure!(world.instances(REAL, "before").await? == published);
+    ensure!(world.instances(REAL, "before", 1).await? == published);
     let [before, after] = [
         world.seen("before", "main").await?,
         world.seen("after", "main").await?,
@@ -312,7 +300,7 @@ pub(crate) async fn a_rebooted_node_comes_back_by_itself(world: World) -> anyhow
     .await?;
     let inside = world.seen("real", "main").await?.instances();
     let inside: BTreeSet<_> = inside.into_iter().map(|instance| instance.uuid).collect();
-    ensure!(inside.len() == 2 && inside == world.instances(REAL, "real").await?);
+    ensure!(inside.len() == 2 && inside == world.instances(REAL, "real", 2).await?);
     // And takes new ones.
     world
         .create_and_run(&pod("next", Some(REAL), &gpus(1, 8_000)))

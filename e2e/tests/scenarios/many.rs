@@ -3,10 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::ensure;
+use e2e::wait::until;
 use futures::future::try_join_all;
 use serde_json::json;
 
-use super::{REAL, World, annotated, gpus, pod};
+use super::{PATIENCE, REAL, World, annotated, gpus, pod};
 
 pub(crate) async fn fifty_pods_at_once(world: World) -> anyhow::Result<()> {
     let sizes = [8_000, 1_000, 9_500, 19_000, 4_000];
@@ -33,13 +34,17 @@ pub(crate) async fn fifty_pods_at_once(world: World) -> anyhow::Result<()> {
         ensure!(phase == Some("Running"), "{phase:?}");
     }
     eprintln!("pods by node: {by_node:?}");
-    ensure!(by_node.len() == 3, "{by_node:?}");
+    ensure!(by_node.len() >= 3, "{by_node:?}");
     // No two pods have one instance, in their claims, in what is published and behind NVML.
-    let rows = world.rows().await?;
+    let rows = until("all instances to be published", PATIENCE, async || {
+        let rows = world.rows().await.ok()?;
+        rows.iter().all(|row| !row.uuid.is_empty()).then_some(rows)
+    })
+    .await?;
     let of_mig: Vec<_> = rows.iter().filter(|row| row.mode == "mig").collect();
     let uuids: BTreeSet<_> = of_mig.iter().map(|row| (&row.node, &row.uuid)).collect();
     ensure!(rows.len() == 50, "{} rows", rows.len());
-    ensure!(uuids.len() == of_mig.len() && !uuids.iter().any(|(_, uuid)| uuid.is_empty()));
+    ensure!(uuids.len() == of_mig.len());
     for (name, status) in world.tessera.gpu_nodes().await? {
         for (gpu, card) in status
             .gpus

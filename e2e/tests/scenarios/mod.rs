@@ -11,7 +11,7 @@ use std::{collections::BTreeSet, pin::Pin, time::Duration};
 
 use anyhow::{Context, ensure};
 use daemon::pods;
-use domain::{GpuNodeStatus, InstanceState, NodeMode};
+use domain::{GpuNodeStatus, InstanceState, NodeMode, VgpuMode};
 use e2e::{Tessera, image::IMAGE, table, wait::until};
 use k8s_openapi::api::core::v1::{Event, Node, Pod};
 use kube::{
@@ -214,22 +214,45 @@ impl World {
         serde_json::from_str(&text).with_context(|| text)
     }
 
-    /// The instances that a node's agent publishes for a pod.
+    /// Waits until a node's agent publishes so many instances for a pod, which may be a moment after the pod runs.
     pub(crate) async fn instances(
         &self,
         node: &str,
         pod: &str,
+        count: usize,
     ) -> anyhow::Result<BTreeSet<String>> {
-        let status = self.tessera.gpu_node(node).await?;
-        let pod = format!("default/{pod}");
-        let of_pod = status
-            .gpus
-            .iter()
-            .flat_map(|gpu| &gpu.instances)
-            .filter(|instance| instance.pod.as_deref() == Some(&pod));
-        Ok(of_pod
-            .filter_map(|instance| instance.uuid.clone())
-            .collect())
+        let key = format!("default/{pod}");
+        let mut last = BTreeSet::new();
+        let found = until(
+            &format!("{count} instances of {pod} to be published"),
+            PATIENCE,
+            async || {
+                let status = self.tessera.gpu_node(node).await.ok()?;
+                let instances = status.gpus.into_iter().flat_map(|gpu| gpu.instances);
+                last = instances
+                    .filter(|instance| instance.pod.as_ref() == Some(&key))
+                    .filter_map(|instance| instance.uuid)
+                    .collect();
+                (last.len() == count).then(|| last.clone())
+            },
+        )
+        .await;
+        found.with_context(|| format!("{last:?}"))
+    }
+
+    /// Waits until a node's agent publishes its first GPU as working in this mode and staying in it.
+    pub(crate) async fn works_as(&self, node: &str, mode: VgpuMode) -> anyhow::Result<()> {
+        until(
+            &format!("the GPU of {node} to work as {mode}"),
+            PATIENCE,
+            async || {
+                let status = self.tessera.gpu_node(node).await.ok()?;
+                let gpu = status.gpus.first()?;
+                (gpu.mode == mode && gpu.changing_to.is_none()).then_some(())
+            },
+        )
+        .await?;
+        Ok(())
     }
 
     /// Ids and restarts of a pod's containers: the same as before when nobody disturbed it.
