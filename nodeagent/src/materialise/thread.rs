@@ -518,7 +518,15 @@ impl Thread {
             if before.get(gpu) != Some(words) {
                 tracing::warn!(gpu, words, "The GPU must not be used");
                 let message = format!("GPU {gpu} takes no more pods: {words}");
-                self.happen(Happening::warning(None, "GpuUnhealthy", message));
+                self.happen(Happening::warning(None, "GpuUnhealthy", message.clone()));
+                // A fault that the card told was told to its pods as well; what a look at the card has shown was not.
+                let state = self.state.cards.get(gpu);
+                if !before.contains_key(gpu) && state.is_some_and(|state| state.fault.is_none()) {
+                    for uid in self.pods_on(gpu) {
+                        let message = message.clone();
+                        self.happen(Happening::warning(Some(uid), "GpuUnhealthy", message));
+                    }
+                }
             }
         }
         for gpu in before.keys().filter(|gpu| !self.ill.contains_key(*gpu)) {
