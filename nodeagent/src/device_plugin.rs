@@ -26,13 +26,13 @@ use tonic::{
 
 use crate::{
     cdi::{self, Cdi},
-    checkpoint,
+    checkpoint, devices,
     kubelet_api::{
         device_plugin::{
-            AllocateRequest, AllocateResponse, CdiDevice, ContainerAllocateResponse, Device,
-            DevicePluginOptions, Empty, ListAndWatchResponse, NumaNode, PreStartContainerRequest,
+            AllocateRequest, AllocateResponse, CdiDevice, ContainerAllocateResponse,
+            DevicePluginOptions, Empty, ListAndWatchResponse, PreStartContainerRequest,
             PreStartContainerResponse, PreferredAllocationRequest, PreferredAllocationResponse,
-            RegisterRequest, TopologyInfo,
+            RegisterRequest,
             device_plugin_server::{DevicePlugin, DevicePluginServer},
             registration_client::RegistrationClient,
         },
@@ -83,37 +83,6 @@ pub struct Plugin {
     pub known: Arc<Mutex<Option<Latch>>>,
 }
 
-/// The device ids of the cards, and their health.
-fn devices(inventory: &Inventory, shares: u32) -> Vec<Device> {
-    inventory
-        .instances
-        .cards
-        .values()
-        .flat_map(|state| {
-            // Never fewer ids than instances.
-            let most = state
-                .card
-                .model
-                .offers
-                .iter()
-                .map(|offer| offer.max_count)
-                .max();
-            let count = shares.max(u32::from(most.unwrap_or(0)));
-            let health = match inventory.ailment(&state.card.uuid) {
-                None => "Healthy",
-                Some(_) => "Unhealthy",
-            };
-            (0..count).map(|number| Device {
-                id: format!("{}-{number}", state.card.uuid),
-                health: health.to_owned(),
-                topology: state.card.numa.map(|id| TopologyInfo {
-                    nodes: vec![NumaNode { id: id.into() }],
-                }),
-            })
-        })
-        .collect()
-}
-
 #[tonic::async_trait]
 impl DevicePlugin for Plugin {
     async fn get_device_plugin_options(
@@ -138,13 +107,19 @@ impl DevicePlugin for Plugin {
         {
             latch.release();
         }
-        let shares = self.kubelet.shares;
+        let plugin = self.clone();
+        let offers = WatchStream::new(self.owner.inventory()).then(move |inventory| {
+            let plugin = plugin.clone();
+            async move {
+                let holdings = plugin.checkpoint().await.unwrap_or_default();
+                devices::devices(&inventory, plugin.kubelet.shares, &holdings)
+            }
+        });
         let mut last = None;
-        let changes = WatchStream::new(self.owner.inventory()).filter_map(move |inventory| {
-            let now = devices(&inventory, shares);
-            let changed = last.as_ref() != Some(&now);
-            last = Some(now.clone());
-            changed.then_some(Ok(ListAndWatchResponse { devices: now }))
+        let changes = offers.filter_map(move |devices| {
+            let changed = last.as_ref() != Some(&devices);
+            last = Some(devices.clone());
+            changed.then_some(Ok(ListAndWatchResponse { devices }))
         });
         Ok(Response::new(Box::pin(changes)))
     }
@@ -348,12 +323,7 @@ impl Plugin {
 
     /// Who holds which ids: kubelet's checkpoint, and `PodResources` for what that does not say.
     async fn holdings(&self) -> Result<Vec<Holding>, String> {
-        let checkpoint = self.kubelet.directory.join("kubelet_internal_checkpoint");
-        let resource = self.kubelet.resource.clone();
-        let mut holdings =
-            tokio::task::spawn_blocking(move || checkpoint::read(&checkpoint, &resource))
-                .await
-                .map_err(|e| e.to_string())?;
+        let mut holdings = self.checkpoint().await?;
         let listed = self
             .list()
             .await
@@ -364,6 +334,14 @@ impl Plugin {
             Err(words) => tracing::debug!(words, "The checkpoint alone is used"),
         }
         Ok(holdings)
+    }
+
+    async fn checkpoint(&self) -> Result<Vec<Holding>, String> {
+        let checkpoint = self.kubelet.directory.join("kubelet_internal_checkpoint");
+        let resource = self.kubelet.resource.clone();
+        tokio::task::spawn_blocking(move || checkpoint::read(&checkpoint, &resource))
+            .await
+            .map_err(|e| e.to_string())
     }
 
     async fn list(&self) -> Result<Vec<Holding>, Status> {

@@ -12,6 +12,7 @@ pub mod cdi;
 pub mod checkpoint;
 pub mod claims;
 pub mod device_plugin;
+pub mod devices;
 pub mod events;
 pub mod health;
 pub mod instances;

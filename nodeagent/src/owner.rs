@@ -33,6 +33,16 @@ pub enum PodName {
     Key(String),
 }
 
+impl PodName {
+    /// Whether it is this pod's.
+    pub fn is(&self, pod: &ClaimedPod) -> bool {
+        match self {
+            Self::Uid(uid) => pod.uid == *uid,
+            Self::Key(key) => pod.key() == *key,
+        }
+    }
+}
+
 /// The container that was prepared last for a set of ids, with its status at that time.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Served {
@@ -70,12 +80,7 @@ pub fn resolve(
     pods: &BTreeMap<String, ClaimedPod>,
     served: Option<&Served>,
 ) -> Owner {
-    let find = |name: &PodName| {
-        pods.values().find(|pod| match name {
-            PodName::Uid(uid) => pod.uid == *uid,
-            PodName::Key(key) => pod.key() == *key,
-        })
-    };
+    let find = |name: &PodName| pods.values().find(|pod| name.is(pod));
     let mut candidates: Vec<(&ClaimedPod, &str)> = Vec::new();
     let mut unknown = None;
     for holding in holdings.iter().filter(|holding| holding.ids == *ids) {

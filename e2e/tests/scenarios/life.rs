@@ -239,6 +239,44 @@ pub(crate) async fn nothing_changes_while_the_api_server_is_away(
     Ok(())
 }
 
+/// Issue 5: kubelet gives a pod ids that are named after any card; those of the lost one failed pods on the others.
+pub(crate) async fn a_node_that_lost_a_gpu_over_a_reboot_runs_the_pods_of_the_others(
+    world: World,
+) -> anyhow::Result<()> {
+    let cards = world.tessera.gpu_node(REAL).await?.gpus;
+    let mut stays = pod("stays", Some(REAL), &gpus(6, 8_000));
+    stays["metadata"]["annotations"] = json!({ "nvidia.com/use-gpuuuid": cards[1].uuid });
+    let before = world.create_and_run(&stays).await?;
+    let print = world.fingerprint("stays").await?;
+    let lose = |lost| {
+        let gpus = world.tessera.gpus(REAL);
+        gpus.with(|state| state.cards[0].lost = lost)
+    };
+    world.tessera.power_off(REAL).await?;
+    lose(true)?;
+    world.tessera.power_on(REAL).await?;
+    let again = until("the pod to run again", PATIENCE, async || {
+        let now = world.fingerprint("stays").await.ok()?;
+        (now.len() == 1 && now[0].1 > print[0].1).then_some(())
+    })
+    .await;
+    let events = world.events("stays").await?.join("\n");
+    lose(false)?;
+    again.context(events)?;
+    let pod = world.runs("stays").await?;
+    ensure!(pod.uid() == before.uid(), "it is another pod");
+    let seen = world.seen("stays", "main").await?;
+    ensure!(
+        seen.gpus.len() == 1 && seen.gpus[0].uuid == cards[1].uuid,
+        "{seen:?}"
+    );
+    // Back, it takes pods again.
+    let mut back = self::pod("back", Some(REAL), &gpus(1, 40_000));
+    back["metadata"]["annotations"] = json!({ "nvidia.com/use-gpuuuid": cards[0].uuid });
+    world.create_and_run(&back).await?;
+    Ok(())
+}
+
 pub(crate) async fn a_rebooted_node_comes_back_by_itself(world: World) -> anyhow::Result<()> {
     const HOPPER: &str = "hollow-h100";
     let tessera = &world.tessera;

@@ -51,6 +51,7 @@ pub(crate) const SCENARIOS: &[(&str, Scenario)] = scenarios![
     life::a_restarted_plugin_knows_every_claim,
     life::nothing_changes_while_the_api_server_is_away,
     life::a_rebooted_node_comes_back_by_itself,
+    life::a_node_that_lost_a_gpu_over_a_reboot_runs_the_pods_of_the_others,
     life::a_label_turns_a_node_into_a_mig_node_and_back,
     health::a_gpu_with_a_fault_takes_no_pods_until_it_has_recovered,
     health::a_pod_whose_instance_cannot_be_made_is_made_anew_elsewhere,
