@@ -440,8 +440,11 @@ impl Cluster {
         config: &Config,
         gone: &BTreeSet<&str>,
     ) -> Result<Plan, Refusal> {
-        if self.nodes.contains_key(node) && self.served.get(node) == Some(&false) {
-            return Err(Refusal::NoAgent);
+        if let Some(status) = self.nodes.get(node) {
+            // The agent says it at once, kubelet within ten seconds, but also of an agent that died.
+            if !status.is_registered() || self.served.get(node) == Some(&false) {
+                return Err(Refusal::NoAgent);
+            }
         }
         plan(&self.cards_without(node, gone), demand, config)
     }
@@ -630,6 +633,19 @@ mod tests {
         assert!(!refusal.is_lasting());
         assert!(cluster.apply_served("n", true));
         assert!(plan(&cluster).is_ok());
+        // Or as the agent says.
+        for (status, takes) in [("False", false), ("True", true)] {
+            let mut node = fixtures::node("n", &fixtures::a30(), 1, VgpuMode::Mig);
+            node.conditions.push(crate::Condition {
+                kind: crate::REGISTERED.into(),
+                status: status.into(),
+                reason: "R".into(),
+                message: "m".into(),
+                last_transition_time: "2026-01-01T00:00:00Z".into(),
+            });
+            cluster.apply_node("n", node);
+            assert_eq!(plan(&cluster).is_ok(), takes, "{status}");
+        }
     }
 
     #[test]

@@ -54,5 +54,5 @@ pub use potential::{Mix, Parameters, Potential, Weighing};
 pub use refusal::{Needs, Refusal};
 pub use room::{Room, Victim, room, victims};
 pub use slices::Slices;
-pub use status::{Condition, GpuNodeStatus};
+pub use status::{Condition, GpuNodeStatus, REGISTERED};
 pub use tuning::tune;

@@ -30,6 +30,9 @@ pub struct GpuNodeStatus {
     pub conditions: Vec<Condition>,
 }
 
+/// Type of the condition that kubelet knows the node's devices: it fails pods that come while it does not.
+pub const REGISTERED: &str = "Registered";
+
 /// A condition as in `metav1.Condition`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -51,6 +54,12 @@ impl GpuNodeStatus {
     /// The model of that name.
     pub fn model(&self, name: &str) -> Option<&Model> {
         self.models.iter().find(|model| model.name == name)
+    }
+
+    /// Whether kubelet can start pods with GPUs here, as far as the agent has said.
+    pub fn is_registered(&self) -> bool {
+        let mut conditions = self.conditions.iter();
+        !conditions.any(|known| known.kind == REGISTERED && known.status == "False")
     }
 
     /// Fills [`layout`](Self::layout) and [`in_use`](Self::in_use) from the cards.

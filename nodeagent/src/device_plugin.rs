@@ -4,14 +4,8 @@
 //! `Allocate` only derives a CDI name from the ids, because an error there fails the pod for good;
 //! `PreStartContainer`, whose errors kubelet retries, finds out whose the ids are and waits for the devices.
 
-use std::{
-    path::PathBuf,
-    pin::Pin,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{path::PathBuf, pin::Pin, time::Duration};
 
-use daemon::ready::Latch;
 use domain::{ClaimedDevice, Share, VgpuMode};
 use tokio::{net::UnixListener, sync::watch, time::Instant};
 use tokio_stream::{
@@ -66,6 +60,17 @@ pub struct Kubelet {
     pub shares: u32,
 }
 
+/// Whether kubelet knows the devices: pods that come to it while it does not are failed for good.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Registration {
+    /// Not yet, or not any more since it was restarted.
+    Missing,
+    /// It does.
+    Done,
+    /// It does for a moment: the agent is about to end.
+    Ends,
+}
+
 /// The service.
 #[derive(Clone)]
 pub struct Plugin {
@@ -79,8 +84,8 @@ pub struct Plugin {
     pub cdi: Cdi,
     /// Durations.
     pub metrics: Metrics,
-    /// Released when kubelet knows the devices.
-    pub known: Arc<Mutex<Option<Latch>>>,
+    /// Whether kubelet knows the devices.
+    pub registration: watch::Sender<Registration>,
 }
 
 #[tonic::async_trait]
@@ -99,14 +104,7 @@ impl DevicePlugin for Plugin {
         &self,
         _: Request<Empty>,
     ) -> Result<Response<Self::ListAndWatchStream>, Status> {
-        if let Some(latch) = self
-            .known
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take()
-        {
-            latch.release();
-        }
+        self.registered(Registration::Done);
         let plugin = self.clone();
         let offers = WatchStream::new(self.owner.inventory()).then(move |inventory| {
             let plugin = plugin.clone();
@@ -179,6 +177,16 @@ fn options() -> DevicePluginOptions {
 }
 
 impl Plugin {
+    fn registered(&self, to: Registration) {
+        self.registration.send_if_modified(|now| {
+            let is_new = *now != Registration::Ends && *now != to;
+            if is_new {
+                *now = to;
+            }
+            is_new
+        });
+    }
+
     /// Finds whose the ids are, waits for the devices, writes the CDI spec.
     async fn prepare(&self, ids: &DeviceIds) -> Result<(), String> {
         let deadline = Instant::now() + PATIENCE;
@@ -418,6 +426,7 @@ pub async fn run(plugin: Plugin, token: CancellationToken) -> anyhow::Result<()>
             while inode(&socket).is_some() && inode(&kubelet) == id {
                 tokio::time::sleep(LOOK).await;
             }
+            plugin.registered(Registration::Missing);
             tracing::info!("kubelet was restarted");
             anyhow::Ok(())
         };

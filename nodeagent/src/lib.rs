@@ -26,13 +26,13 @@ pub mod pods;
 mod proc;
 pub mod publish;
 
-use std::sync::{Arc, Mutex};
+use std::{sync::Arc, time::Duration};
 
 use anyhow::Context;
 use daemon::{
     admin, follow,
     ready::Readiness,
-    shutdown,
+    shutdown::{self, CancellationToken},
     tasks::{Tasks, until},
 };
 use domain::{GpuNodeStatus, NodeMode, keys};
@@ -46,11 +46,17 @@ use tokio::{
 use crate::{
     args::Args,
     cdi::Cdi,
-    device_plugin::{Kubelet, Plugin},
+    device_plugin::{Kubelet, Plugin, Registration},
     instances::Wanted,
     materialise::{HANGS_AFTER, Owner, Settings},
     metrics::{CardsCollector, Metrics},
+    publish::Publisher,
 };
+
+/// How long the API server may take to be told that the agent ends.
+const SAID: Duration = Duration::from_secs(3);
+/// How long a pod may take from the scheduler's choice to kubelet's admission.
+const ARRIVE: Duration = Duration::from_secs(1);
 
 /// Runs the agent until a signal.
 #[allow(
@@ -80,7 +86,8 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     } = args;
     log.init()?;
     let config = config.load()?;
-    let token = shutdown::on_signal()?;
+    let signal = shutdown::on_signal()?;
+    let token = CancellationToken::new();
     let client = daemon::client().await?;
     let listener = TcpListener::bind(admin.admin_address)
         .await
@@ -121,6 +128,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     };
     let (share_pods, pods) = watch::channel(None);
     let (share_node, node) = watch::channel(None);
+    let (registration, registered) = watch::channel(Registration::Missing);
     let (show, published) = watch::channel(GpuNodeStatus::default());
 
     let mut tasks = Tasks::new(token.clone());
@@ -164,16 +172,26 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
             .await;
         })
     });
-    tasks.spawn("publish", {
-        let (client, inventory) = (client.clone(), owner.inventory());
-        let shares = config.device_split_count;
-        let name = node_name.clone();
-        let node = node.clone();
-        until(
+    let publishing = Publisher {
+        client: client.clone(),
+        node_name: node_name.clone(),
+        shares: config.device_split_count,
+        inventory: owner.inventory(),
+        node: node.clone(),
+        registration: registered,
+        show,
+        ready: readiness.latch("kubelet"),
+    };
+    tasks.spawn("publish", until(token.clone(), publishing.run()));
+    tasks.spawn(
+        "drain",
+        drain(
+            signal,
             token.clone(),
-            publish::run(client, name, shares, inventory, node, show),
-        )
-    });
+            registration.clone(),
+            published.clone(),
+        ),
+    );
     tasks.spawn(
         "events",
         until(
@@ -213,12 +231,36 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
                 pods,
                 cdi,
                 metrics,
-                known: Arc::new(Mutex::new(Some(readiness.latch("kubelet")))),
+                registration,
             },
             token.clone(),
         ),
     );
     tasks.run().await
+}
+
+/// Ends the agent in order after a signal: no pods are sent to the node any more, those on their way arrive, and only
+/// then kubelet is not served any more.
+async fn drain(
+    signal: CancellationToken,
+    token: CancellationToken,
+    registration: watch::Sender<Registration>,
+    mut published: watch::Receiver<GpuNodeStatus>,
+) -> anyhow::Result<()> {
+    let work = async {
+        signal.cancelled().await;
+        registration.send_replace(Registration::Ends);
+        let said = published.wait_for(|status| !status.is_registered());
+        let said = tokio::time::timeout(SAID, said).await.is_ok();
+        if said {
+            tokio::time::sleep(ARRIVE).await;
+        } else {
+            tracing::warn!("Ending, although the scheduler could not be told");
+        }
+    };
+    token.run_until_cancelled(work).await;
+    token.cancel();
+    Ok(())
 }
 
 /// The mode that the node's label asks for; a label that names none is reported and ignored.

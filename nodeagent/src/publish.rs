@@ -2,8 +2,11 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use daemon::gpu_node::{GpuNode, GpuNodeSpec};
-use domain::{Condition, Gpu, GpuNodeStatus, Instance, InstanceState, keys};
+use daemon::{
+    gpu_node::{GpuNode, GpuNodeSpec},
+    ready::Latch,
+};
+use domain::{Condition, Gpu, GpuNodeStatus, Instance, InstanceState, REGISTERED, keys};
 use k8s_openapi::{api::core::v1::Node, apimachinery::pkg::apis::meta::v1::OwnerReference};
 use kube::{
     Api, Client, Resource, ResourceExt,
@@ -11,7 +14,7 @@ use kube::{
 };
 use tokio::sync::watch;
 
-use crate::{instances::Tenure, materialise::Inventory};
+use crate::{device_plugin::Registration, instances::Tenure, materialise::Inventory};
 
 /// The cards as they are published.
 pub fn cards(inventory: &Inventory, shares: u32) -> Vec<Gpu> {
@@ -93,6 +96,7 @@ fn status(
     inventory: &Inventory,
     node: Option<&Node>,
     shares: u32,
+    registration: Registration,
     before: &[Condition],
 ) -> GpuNodeStatus {
     let instances = &inventory.instances;
@@ -103,7 +107,7 @@ fn status(
             .entry(state.card.model.name.clone())
             .or_insert_with(|| state.card.model.clone());
     }
-    let conditions = conditions(inventory, node, &gpus)
+    let conditions = conditions(inventory, node, registration, &gpus)
         .into_iter()
         .map(|(kind, holds, reason, message)| {
             let status = if holds { "True" } else { "False" };
@@ -139,7 +143,12 @@ fn status(
 
 type Said = (&'static str, bool, &'static str, String);
 
-fn conditions(inventory: &Inventory, node: Option<&Node>, gpus: &[Gpu]) -> Vec<Said> {
+fn conditions(
+    inventory: &Inventory,
+    node: Option<&Node>,
+    registration: Registration,
+    gpus: &[Gpu],
+) -> Vec<Said> {
     let ready = match (&inventory.hangs, &inventory.nvml, &inventory.journal) {
         (Some(words), ..) => ("Ready", false, "NvmlHangs", words.clone()),
         (None, Err(words), _) => ("Ready", false, "NvmlFails", words.clone()),
@@ -149,7 +158,7 @@ fn conditions(inventory: &Inventory, node: Option<&Node>, gpus: &[Gpu]) -> Vec<S
             ("Ready", true, "NvmlAnswers", words)
         }
     };
-    let mut said: Vec<Said> = vec![ready];
+    let mut said: Vec<Said> = vec![ready, registered(registration)];
     let ill = gpus.iter().filter_map(|gpu| {
         let words = gpu.unhealthy.as_ref()?;
         let state = inventory.instances.cards.get(&gpu.uuid)?;
@@ -237,46 +246,97 @@ fn conditions(inventory: &Inventory, node: Option<&Node>, gpus: &[Gpu]) -> Vec<S
     said
 }
 
-/// Publishes the inventory whenever it changes, for ever, and shows what is published.
-pub async fn run(
-    client: Client,
-    node_name: String,
-    shares: u32,
-    mut inventory: watch::Receiver<Arc<Inventory>>,
-    mut node: watch::Receiver<Option<Node>>,
-    show: watch::Sender<GpuNodeStatus>,
-) {
-    let api: Api<GpuNode> = Api::all(client);
-    let mut published: Option<GpuNodeStatus> = None;
-    loop {
-        let state = inventory.borrow_and_update().clone();
-        let known_node = node.borrow_and_update().clone();
-        let before = published
-            .as_ref()
-            .map_or(&[][..], |status| &status.conditions);
-        let fresh = status(&state, known_node.as_ref(), shares, before);
-        if published.as_ref() != Some(&fresh) {
-            match write(&api, &node_name, known_node.as_ref(), &fresh).await {
-                Ok(()) => {
-                    show.send_replace(fresh.clone());
-                    published = Some(fresh);
-                }
-                Err(error) => {
-                    tracing::warn!(
-                        error = &error as &dyn std::error::Error,
-                        "Cannot publish the inventory, trying again"
-                    );
-                    tokio::time::sleep(Duration::from_secs(1)).await;
-                    continue;
+fn registered(registration: Registration) -> Said {
+    let (is_registered, reason, words) = match registration {
+        Registration::Done => (true, "Registered", "kubelet knows the devices"),
+        Registration::Missing => (
+            false,
+            "NotRegistered",
+            "kubelet does not know the devices yet; no pods are sent here",
+        ),
+        Registration::Ends => (
+            false,
+            "AgentEnds",
+            "the agent is about to end; no pods are sent here until it is back",
+        ),
+    };
+    (REGISTERED, is_registered, reason, words.to_owned())
+}
+
+/// What is published, and for whom.
+pub struct Publisher {
+    /// The API server.
+    pub client: Client,
+    /// Name of the node and of its object.
+    pub node_name: String,
+    /// Device ids a card.
+    pub shares: u32,
+    /// The cards.
+    pub inventory: watch::Receiver<Arc<Inventory>>,
+    /// The node.
+    pub node: watch::Receiver<Option<Node>>,
+    /// Whether kubelet knows the devices.
+    pub registration: watch::Receiver<Registration>,
+    /// Shows what is published.
+    pub show: watch::Sender<GpuNodeStatus>,
+    /// Released when what is published lets pods come.
+    pub ready: Latch,
+}
+
+impl Publisher {
+    /// Publishes whatever changes, for ever.
+    pub async fn run(self) {
+        let Self {
+            client,
+            node_name,
+            shares,
+            mut inventory,
+            mut node,
+            mut registration,
+            show,
+            ready,
+        } = self;
+        let api: Api<GpuNode> = Api::all(client);
+        let mut published: Option<GpuNodeStatus> = None;
+        let mut ready = Some(ready);
+        loop {
+            let state = inventory.borrow_and_update().clone();
+            let known_node = node.borrow_and_update().clone();
+            let registered = *registration.borrow_and_update();
+            let before = published
+                .as_ref()
+                .map_or(&[][..], |status| &status.conditions);
+            let fresh = status(&state, known_node.as_ref(), shares, registered, before);
+            if published.as_ref() != Some(&fresh) {
+                match write(&api, &node_name, known_node.as_ref(), &fresh).await {
+                    Ok(()) => {
+                        show.send_replace(fresh.clone());
+                        if let Some(ready) = ready.take_if(|_| fresh.is_registered()) {
+                            ready.release();
+                        }
+                        published = Some(fresh);
+                    }
+                    Err(error) => {
+                        tracing::warn!(
+                            error = &error as &dyn std::error::Error,
+                            "Cannot publish the inventory, trying again"
+                        );
+                        tokio::time::sleep(Duration::from_secs(1)).await;
+                        continue;
+                    }
                 }
             }
+            // Changes come in bursts while instances are made: one write for what comes together.
+            let changed = async {
+                tokio::select! {
+                    _ = inventory.changed() => {}
+                    _ = node.changed() => {}
+                    _ = registration.changed() => {}
+                }
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            };
+            changed.await;
         }
-        // Changes come in bursts while instances are made: one write for what comes together.
-        let changed = async {
-            tokio::select! { _ = inventory.changed() => {}, _ = node.changed() => {} }
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        };
-        changed.await;
     }
 }
 
@@ -377,8 +437,9 @@ mod tests {
     #[test]
     fn every_trouble_has_its_condition_in_words() {
         let said = |inventory: &Inventory, node: Option<&Node>| -> BTreeMap<String, String> {
-            let status = status(inventory, node, 10, &[]);
-            let bad = |c: &Condition| (c.kind == "Ready") == (c.status == "False");
+            let status = status(inventory, node, 10, Registration::Done, &[]);
+            let good = |kind: &str| ["Ready", REGISTERED].contains(&kind);
+            let bad = |c: &Condition| good(&c.kind) == (c.status == "False");
             let bad = status.conditions.into_iter().filter(bad);
             bad.map(|c| (c.kind, format!("{}: {}", c.reason, c.message)))
                 .collect()
@@ -443,6 +504,17 @@ mod tests {
             ),
         ] {
             assert!(kind == wanted && words.contains(part), "{kind}: {words}");
+        }
+        // Pods that would come too early or too late are not sent.
+        for (registration, reason) in [
+            (Registration::Missing, "NotRegistered"),
+            (Registration::Ends, "AgentEnds"),
+            (Registration::Done, "Registered"),
+        ] {
+            let status = status(&well, None, 10, registration, &[]);
+            assert_eq!(status.is_registered(), registration == Registration::Done);
+            let mut conditions = status.conditions.iter();
+            assert!(conditions.any(|c| c.kind == REGISTERED && c.reason == reason));
         }
         // A call that hangs makes every card ill, too.
         let mut hangs = inventory();

@@ -96,6 +96,36 @@ pub(crate) async fn a_killed_agent_adopts_what_runs(world: World) -> anyhow::Res
     Ok(())
 }
 
+/// Issue 5: kubelet fails pods that it admits while no agent is registered, and says so to the scheduler too late.
+pub(crate) async fn no_pod_fails_while_an_agent_is_restarted_in_order(
+    world: World,
+) -> anyhow::Result<()> {
+    let processes = &world.tessera.cluster.processes;
+    let names: Vec<_> = (0..14).map(|number| format!("during-{number}")).collect();
+    let create = async {
+        for name in &names {
+            world
+                .create(&pod(name, Some(REAL), &gpus(1, 8_000)))
+                .await?;
+            tokio::time::sleep(Duration::from_millis(250)).await;
+        }
+        anyhow::Ok(())
+    };
+    let restart = async {
+        tokio::time::sleep(Duration::from_millis(600)).await;
+        processes.stop(&agent(REAL)).await?;
+        // A DaemonSet's update takes a while, and kubelet tells of missing devices only every ten seconds.
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        world.tessera.start_agent_again(REAL).await?;
+        anyhow::Ok(())
+    };
+    futures::future::try_join(create, restart).await?;
+    for name in &names {
+        world.runs(name).await?;
+    }
+    Ok(())
+}
+
 pub(crate) async fn a_label_turns_a_node_into_a_mig_node_and_back(
     world: World,
 ) -> anyhow::Result<()> {
