@@ -17,6 +17,7 @@ use super::{FOREIGN, HOLLOW, REAL};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Disturbance {
     AgentKilled,
+    AgentUpdated,
     AgentFrozen,
     PluginKilled,
     PluginFrozen,
@@ -33,8 +34,9 @@ pub(super) enum Disturbance {
     GpuLost,
 }
 
-pub(super) const DISTURBANCES: [Disturbance; 16] = [
+pub(super) const DISTURBANCES: [Disturbance; 17] = [
     Disturbance::AgentKilled,
+    Disturbance::AgentUpdated,
     Disturbance::AgentFrozen,
     Disturbance::PluginKilled,
     Disturbance::PluginFrozen,

@@ -55,7 +55,9 @@ const DARK: Duration = Duration::from_millis(1_500);
 struct Tally {
     created: u64,
     deleted: u64,
-    failed: BTreeMap<String, u64>,
+    /// By reason, and after what.
+    failed: BTreeMap<(String, String), u64>,
+    last: Option<Disturbance>,
     disturbances: BTreeMap<Disturbance, u64>,
     looks: u64,
     /// What ended by itself and is none of Tessera's: containerd is not there yet when kubelet starts.
@@ -131,8 +133,8 @@ fn print(tally: &Tally, checker: &Checker, took: Duration) {
     line("pods deleted", tally.deleted);
     line("pods seen running", count(&checker.ran));
     line("pods running again after a reboot", count(&checker.back));
-    for (reason, times) in &tally.failed {
-        line(&format!("pods failed: {reason}"), *times);
+    for ((reason, after), times) in &tally.failed {
+        println!("pods failed: {reason} (after {after}): {times}");
     }
     let [usual, storm] = checker.longest_unaccounted;
     longest("longest without a pod, s", usual);
@@ -164,6 +166,7 @@ impl Chaos {
                 let Some(what) = coming.pop() else { continue };
                 println!("{:6.1} s {what}", self.started.elapsed().as_secs_f64());
                 *self.tally.disturbances.entry(what).or_default() += 1;
+                self.tally.last = Some(what);
                 disturbed = Instant::now();
                 self.disturb(what).await?;
             }
@@ -322,11 +325,13 @@ impl Chaos {
                 self.freeze("plugin".to_owned());
                 Ok(())
             }
+            Disturbance::AgentUpdated => {
+                let away = self.some(1_000..4_000);
+                self.restart(agent(node), away).await
+            }
             Disturbance::KubeletRestarted => {
                 let kubelet = self.tessera.kubelet(node);
-                self.tessera.cluster.processes.stop(&kubelet).await?;
-                self.away.insert(kubelet, Instant::now());
-                Ok(())
+                self.restart(kubelet, Duration::ZERO).await
             }
             Disturbance::ApiServerAway => {
                 let name = Component::ApiServer.name().to_owned();
@@ -376,6 +381,13 @@ impl Chaos {
         self.tessera.cluster.processes.crash(&name).await?;
         let until = Instant::now() + self.some(0..1_500);
         self.away.insert(name, until);
+        Ok(())
+    }
+
+    /// In order, after this time.
+    async fn restart(&mut self, name: String, away: Duration) -> anyhow::Result<()> {
+        self.tessera.cluster.processes.stop(&name).await?;
+        self.away.insert(name, Instant::now() + away);
         Ok(())
     }
 
@@ -617,7 +629,11 @@ impl Chaos {
                 .await
                 .is_ok()
             {
-                *self.tally.failed.entry(reason).or_default() += 1;
+                let after = self
+                    .tally
+                    .last
+                    .map_or_else(String::new, |last| last.to_string());
+                *self.tally.failed.entry((reason, after)).or_default() += 1;
             }
         }
     }
