@@ -73,7 +73,7 @@ pub fn devices(inventory: &Inventory, shares: u32, holdings: &[Holding]) -> Vec<
     ids.sort_by_key(|(_, (used, _))| *used);
     let on_well = |(_, (used, _)): &&(String, (Use, _))| *used == Use::OnWell;
     let healthy = ids.iter().filter(on_well).count().max(well);
-    let devices = ids
+    let mut devices: Vec<Device> = ids
         .into_iter()
         .enumerate()
         .map(|(place, (id, (used, numa)))| {
@@ -86,8 +86,11 @@ pub fn devices(inventory: &Inventory, shares: u32, holdings: &[Holding]) -> Vec<
                     nodes: vec![NumaNode { id: id.into() }],
                 }),
             }
-        });
-    devices.collect()
+        })
+        .collect();
+    // The same list while no health changes: kubelet is told of changes alone.
+    devices.sort_by(|a, b| a.id.cmp(&b.id));
+    devices
 }
 
 /// Never fewer ids than instances.
@@ -178,6 +181,11 @@ mod tests {
         let devices = devices(&of_two, SHARES, &holdings);
         assert_eq!(devices.len(), 20);
         assert_eq!(healthy(&devices).len(), 20);
+        assert_eq!(
+            devices,
+            super::devices(&of_two, SHARES, &[]),
+            "nothing new for kubelet"
+        );
         assert!(devices.iter().all(|device| device.topology.is_some()));
     }
 
