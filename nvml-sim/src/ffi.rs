@@ -701,7 +701,7 @@ pub extern "C" fn nvmlEventSetFree(set: nvmlEventSet_t) -> Code {
     })
 }
 
-/// Time between two looks at the state, which the waiting process does not lock meanwhile.
+/// Time between two looks whether the state is new, which the waiting process does not lock meanwhile.
 const POLL: Duration = Duration::from_millis(20);
 
 #[unsafe(no_mangle)]
@@ -716,6 +716,7 @@ pub extern "C" fn nvmlEventSetWait_v2(
         }
         let end = Instant::now() + Duration::from_millis(timeout_ms.into());
         loop {
+            let version = store.version();
             if let Some(event) = locked(store, |state| in_set(set, |set| set.next(state)))? {
                 return put(
                     out,
@@ -728,11 +729,16 @@ pub extern "C" fn nvmlEventSetWait_v2(
                     },
                 );
             }
-            let left = end.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return Err(TIMEOUT);
+            loop {
+                let left = end.saturating_duration_since(Instant::now());
+                if left.is_zero() {
+                    return Err(TIMEOUT);
+                }
+                std::thread::sleep(left.min(POLL));
+                if store.version() != version {
+                    break;
+                }
             }
-            std::thread::sleep(left.min(POLL));
         }
     })
 }
