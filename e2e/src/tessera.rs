@@ -10,8 +10,11 @@ use std::{
 
 use daemon::gpu_node::GpuNode;
 use domain::VgpuMode;
-use k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration;
-use kube::{Api, ResourceExt, api::ListParams};
+use k8s_openapi::api::{admissionregistration::v1::MutatingWebhookConfiguration, core::v1::Node};
+use kube::{
+    Api, ResourceExt,
+    api::{DeleteParams, ListParams},
+};
 use nvml_sim::{GpuSpec, store::Store};
 use serde_json::{Value, json};
 use tokio::{
@@ -222,6 +225,21 @@ impl Tessera {
             self.start_agent(spec, &places).await?;
         }
         Ok(())
+    }
+
+    /// Takes a hollow node out of the cluster, with all that it published.
+    pub async fn remove_hollow_node(&self, name: &str) -> Result<(), Error> {
+        let processes = &self.cluster.processes;
+        processes.remove(&agent(name)).await?;
+        processes.remove(&self.kubelet(name)).await?;
+        let nodes: Api<Node> = Api::all(self.cluster.client());
+        nodes.delete(name, &DeleteParams::default()).await?;
+        // Its GpuNode goes with it.
+        until(&format!("{name} to be forgotten"), PATIENCE, async || {
+            let left = self.gpu_nodes().await.ok()?;
+            left.iter().all(|(known, _)| known != name).then_some(())
+        })
+        .await
     }
 
     /// Starts a node's agent as it was started before, and waits until kubelet knows its devices.

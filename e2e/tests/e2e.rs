@@ -76,7 +76,8 @@ fn run(scenario: Scenario) -> Result<(), Failed> {
         let result = tokio::time::timeout(LIMIT, scenario(world.clone())).await;
         let result = result.unwrap_or_else(|_| Err(anyhow::anyhow!("took more than {LIMIT:?}")));
         let cleared = world.clear().await;
-        result.and(cleared)
+        let removed = world.remove_added_nodes().await;
+        result.and(cleared).and(removed)
     });
     eprintln!("{:.1} s", started.elapsed().as_secs_f64());
     result.map_err(|error| {

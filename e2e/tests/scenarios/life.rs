@@ -285,15 +285,9 @@ pub(crate) async fn a_node_that_lost_a_gpu_over_a_reboot_runs_the_pods_of_the_ot
     world.tessera.power_off(REAL).await?;
     lose(true)?;
     world.tessera.power_on(REAL).await?;
-    let again = until("the pod to run again", PATIENCE, async || {
-        let now = world.fingerprint("stays").await.ok()?;
-        (now.len() == 1 && now[0].1 > print[0].1).then_some(())
-    })
-    .await;
-    let events = world.events("stays").await?.join("\n");
+    let again = world.runs_again("stays", &print).await;
     lose(false)?;
-    again.context(events)?;
-    let pod = world.runs("stays").await?;
+    let pod = again?;
     ensure!(pod.uid() == before.uid(), "it is another pod");
     let seen = world.seen("stays", "main").await?;
     ensure!(
@@ -332,16 +326,7 @@ pub(crate) async fn a_rebooted_node_comes_back_by_itself(world: World) -> anyhow
         tessera.power_on(node).await?;
     }
     for ((node, name, count), (uid, print)) in pods.into_iter().zip(before) {
-        let started_again = async || {
-            let now = world.fingerprint(name).await.ok()?;
-            let anew = now.len() == 1 && now[0].0 != print[0].0 && now[0].1 > print[0].1;
-            anew.then_some(())
-        };
-        let again = until(&format!("{name} to run again"), PATIENCE, started_again).await;
-        if let Err(error) = again {
-            return Err(error).context(world.events(name).await?.join("\n"));
-        }
-        let pod = world.runs(name).await?;
+        let pod = world.runs_again(name, &print).await?;
         ensure!(pod.uid() == uid, "{name} is another pod");
         let claim = daemon::pods::claim(&pod).context("a claim")??;
         let claimed: BTreeSet<_> = claim

@@ -34,7 +34,7 @@ pub(crate) async fn fifty_pods_at_once(world: World) -> anyhow::Result<()> {
         ensure!(phase == Some("Running"), "{phase:?}");
     }
     eprintln!("pods by node: {by_node:?}");
-    ensure!(by_node.len() >= 3, "{by_node:?}");
+    ensure!(by_node.len() == 3, "{by_node:?}");
     // No two pods have one instance, in their claims, in what is published and behind NVML.
     let rows = until("all instances to be published", PATIENCE, async || {
         let rows = world.rows().await.ok()?;

@@ -65,6 +65,8 @@ pub(crate) const SCENARIOS: &[(&str, Scenario)] = scenarios![
 pub(crate) const PATIENCE: Duration = Duration::from_secs(40);
 /// Name of the node with real containers.
 pub(crate) const REAL: &str = "real";
+/// The nodes that the cluster begins with.
+const NODES: [&str; 3] = [REAL, "hollow-h100", "hollow-a100"];
 
 /// Ids and restarts of a pod's containers.
 pub(crate) type Fingerprint = Vec<(String, i32)>;
@@ -257,6 +259,20 @@ impl World {
         Ok(())
     }
 
+    /// Waits until a pod's one container was started again, and the pod runs.
+    pub(crate) async fn runs_again(&self, name: &str, before: &Fingerprint) -> anyhow::Result<Pod> {
+        let again = until(&format!("{name} to run again"), PATIENCE, async || {
+            let now = self.fingerprint(name).await.ok()?;
+            let anew = now.len() == 1 && now[0].0 != before[0].0 && now[0].1 > before[0].1;
+            anew.then_some(())
+        })
+        .await;
+        if let Err(error) = again {
+            return Err(error).context(self.events(name).await?.join("\n"));
+        }
+        self.runs(name).await
+    }
+
     /// Ids and restarts of a pod's containers: the same as before when nobody disturbed it.
     pub(crate) async fn fingerprint(&self, name: &str) -> anyhow::Result<Fingerprint> {
         let status = self.pods().get(name).await?.status.unwrap_or_default();
@@ -301,6 +317,16 @@ impl World {
         })
         .await;
         gone.with_context(|| last)
+    }
+
+    /// Takes away the nodes that a scenario has added: each begins with the same cluster.
+    pub(crate) async fn remove_added_nodes(&self) -> anyhow::Result<()> {
+        for (node, _) in self.tessera.gpu_nodes().await? {
+            if !NODES.contains(&node.as_str()) {
+                self.tessera.remove_hollow_node(&node).await?;
+            }
+        }
+        Ok(())
     }
 
     /// What the admin does: `kubectl label node NODE nvidia.com/vgpu-mode=MODE`.
