@@ -1,6 +1,6 @@
 //! kubelet's device plugin service: device ids out, containers prepared.
 //!
-//! The ids stand for nothing but a count: which instance a container gets is in its pod's claim.
+//! The ids stand for a count (`devices`): which instance a container gets is in its pod's claim.
 //! `Allocate` only derives a CDI name from the ids, because an error there fails the pod for good;
 //! `PreStartContainer`, whose errors kubelet retries, finds out whose the ids are and waits for the devices.
 
