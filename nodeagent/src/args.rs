@@ -4,7 +4,7 @@ use std::{path::PathBuf, time::Duration};
 
 use daemon::args::{AdminArgs, ConfigArgs, LogArgs};
 
-use crate::health::Ignored;
+use crate::gpus::health::Ignored;
 
 /// Carves MIG instances for the pods of one node and hands them to their containers.
 #[derive(Clone, Debug, clap::Parser)]

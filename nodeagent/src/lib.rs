@@ -8,22 +8,12 @@
 //! `instances` decides, `materialise` carries out, `journal` remembers; `health` judges what the cards tell.
 
 pub mod args;
-pub mod cdi;
-pub mod checkpoint;
-pub mod claims;
-pub mod device_plugin;
-pub mod devices;
-pub mod events;
-pub mod health;
-pub mod instances;
-pub mod journal;
-pub mod kubelet_api;
+pub mod gpus;
+pub mod kubelet;
 pub mod materialise;
 pub mod metrics;
 pub mod nvml;
-pub mod owner;
 pub mod pods;
-mod proc;
 pub mod publish;
 
 use std::{sync::Arc, time::Duration};
@@ -45,12 +35,12 @@ use tokio::{
 
 use crate::{
     args::Args,
-    cdi::Cdi,
-    device_plugin::{Kubelet, Plugin, Registration},
-    instances::Wanted,
+    gpus::instances::Wanted,
+    kubelet::cdi::Cdi,
+    kubelet::device_plugin::{Kubelet, Plugin, Registration},
     materialise::{HANGS_AFTER, Owner, Settings},
     metrics::{CardsCollector, Metrics},
-    publish::Publisher,
+    publish::status::Publisher,
 };
 
 /// How long the API server may take to be told that the agent ends.
@@ -196,7 +186,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         "events",
         until(
             token.clone(),
-            events::run(client, node_name, happenings, pods.clone(), node, published),
+            publish::events::run(client, node_name, happenings, pods.clone(), node, published),
         ),
     );
     tasks.spawn("clean", {
@@ -219,7 +209,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     });
     tasks.spawn(
         "kubelet",
-        device_plugin::run(
+        kubelet::device_plugin::run(
             Plugin {
                 kubelet: Kubelet {
                     directory: device_plugin_dir,

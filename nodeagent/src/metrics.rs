@@ -17,7 +17,7 @@ use prometheus_client::{
 };
 use tokio::sync::watch;
 
-use crate::{materialise::Inventory, publish};
+use crate::{materialise::Inventory, publish::status};
 
 /// How an NVML operation ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
@@ -123,7 +123,7 @@ pub struct CardsCollector {
 impl Collector for CardsCollector {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
         let inventory = self.inventory.borrow().clone();
-        let cards = publish::cards(&inventory, 0);
+        let cards = status::cards(&inventory, 0);
         {
             let mut metric = encoder.encode_descriptor(
                 "gpu_info",

@@ -8,7 +8,7 @@ use kube::ResourceExt;
 use tokio::sync::watch;
 
 use crate::{
-    claims::{ClaimedPod, Progress},
+    gpus::claims::{ClaimedPod, Progress},
     materialise::Owner,
 };
 

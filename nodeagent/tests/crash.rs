@@ -26,8 +26,8 @@ use std::{
 
 use domain::{Claim, FilterDevices, Model, Offer, VgpuMode, fixtures};
 use nodeagent::{
-    instances::{Tenure, Wanted},
-    journal::Journal,
+    gpus::instances::{Tenure, Wanted},
+    materialise::journal::Journal,
     materialise::{Owner, Settings},
     metrics::Metrics,
 };
@@ -97,7 +97,7 @@ fn child_process() {
         let mut inventory = owner.inventory();
         let settled = inventory.wait_for(|inventory| {
             let cards = &inventory.instances.cards;
-            let is_settled = |card: &nodeagent::instances::CardState| {
+            let is_settled = |card: &nodeagent::gpus::instances::CardState| {
                 let mig = card.card.mig.is_some_and(|mode| mode.current);
                 let mut ours = card.instances.iter().filter(|h| h.generation.is_some());
                 let held = ours.all(|held| matches!(held.tenure, Tenure::Pod(_)));

@@ -15,7 +15,7 @@ use std::{
 
 use domain::{FilterDevices, InstanceState, NodeMode, Offer, VgpuMode};
 use nodeagent::{
-    instances::{CardState, Wanted},
+    gpus::instances::{CardState, Wanted},
     materialise::{Happening, Inventory, Owner, Settings},
     metrics::Metrics,
 };

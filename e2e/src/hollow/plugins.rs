@@ -3,7 +3,7 @@
 use std::{path::Path, sync::Arc};
 
 use domain::ContainerKind;
-use nodeagent::kubelet_api::{
+use nodeagent::kubelet::api::{
     device_plugin::{
         Empty, RegisterRequest,
         device_plugin_client::DevicePluginClient,

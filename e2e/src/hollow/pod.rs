@@ -13,7 +13,7 @@ use kube::{
     Api, ResourceExt,
     api::{DeleteParams, Patch, PatchParams, Preconditions},
 };
-use nodeagent::kubelet_api::device_plugin::{
+use nodeagent::kubelet::api::device_plugin::{
     AllocateRequest, ContainerAllocateRequest, ContainerAllocateResponse, PreStartContainerRequest,
 };
 use prost::Message;

@@ -4,6 +4,8 @@
 //! A call of NVML that hangs holds up this thread and nobody else: every answer is waited for with a limit, and
 //! after [`HANGS_AFTER`] all cards are published as unhealthy until it returns.
 
+pub mod journal;
+mod proc;
 mod steps;
 mod thread;
 
@@ -19,10 +21,10 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use self::thread::Thread;
 use crate::{
-    claims::ClaimedPod,
-    health::Ignored,
-    instances::{Blocked, Instances, Wanted},
-    journal::Journal,
+    gpus::claims::ClaimedPod,
+    gpus::health::Ignored,
+    gpus::instances::{Blocked, Instances, Wanted},
+    materialise::journal::Journal,
     metrics::Metrics,
     nvml::Fault,
 };

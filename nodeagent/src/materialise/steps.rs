@@ -9,10 +9,10 @@ use super::{
     thread::{Thread, millis},
 };
 use crate::{
-    instances::{Failure, Held, Millis, QUARANTINE_AFTER, Step, Tenure, Trouble},
-    journal::Bound,
+    gpus::instances::{Failure, Held, Millis, QUARANTINE_AFTER, Step, Tenure, Trouble},
+    materialise::journal::Bound,
+    materialise::proc,
     nvml::{Cards, Code, LiveInstance, NvmlError},
-    proc,
 };
 
 /// How long after the first look at an instance that processes may be on, doubled up to 16 s, milliseconds.

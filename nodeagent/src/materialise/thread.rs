@@ -11,9 +11,9 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::{Busy, Command, Happening, Inventory, LiveDevice, Settings};
 use crate::{
-    health::{self, Scope},
-    instances::{Blocked, Instances, Millis, Patience},
-    journal::{Journal, JournalError},
+    gpus::health::{self, Scope},
+    gpus::instances::{Blocked, Instances, Millis, Patience},
+    materialise::journal::{Journal, JournalError},
     metrics::Metrics,
     nvml::{Cards, Code, Event, Fault, Watch},
 };

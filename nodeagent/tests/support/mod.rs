@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use domain::{Claim, Offer};
-use nodeagent::claims::ClaimedPod;
+use nodeagent::gpus::claims::ClaimedPod;
 
 /// A claim of one container `main` on one instance.
 pub(crate) fn claim(gpu: &str, offer: &Offer, start: u8) -> Claim {

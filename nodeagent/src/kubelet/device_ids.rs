@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use domain::ContainerKind;
 
-use crate::claims::ClaimedPod;
+use crate::gpus::claims::ClaimedPod;
 
 /// A set of device ids; the order differs between kubelet's calls.
 pub type DeviceIds = BTreeSet<String>;
@@ -50,7 +50,7 @@ pub struct Served {
     pub uid: String,
     /// The container.
     pub container: String,
-    /// [`Progress::fingerprint`](crate::claims::Progress) when it was prepared.
+    /// [`Progress::fingerprint`](crate::gpus::claims::Progress) when it was prepared.
     pub fingerprint: String,
 }
 
@@ -178,7 +178,7 @@ fn choose(pod: &ClaimedPod, candidates: &[&str], served: Option<&Served>) -> Own
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::claims::Progress;
+    use crate::gpus::claims::Progress;
     use domain::{Claim, ClaimedDevice, ContainerClaim, Slot};
 
     fn ids(list: &[&str]) -> DeviceIds {

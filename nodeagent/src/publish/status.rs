@@ -14,7 +14,9 @@ use kube::{
 };
 use tokio::sync::watch;
 
-use crate::{device_plugin::Registration, instances::Tenure, materialise::Inventory};
+use crate::{
+    gpus::instances::Tenure, kubelet::device_plugin::Registration, materialise::Inventory,
+};
 
 /// The cards as they are published.
 pub fn cards(inventory: &Inventory, shares: u32) -> Vec<Gpu> {
@@ -382,7 +384,7 @@ async fn write(
 mod tests {
     use super::*;
     use crate::{
-        instances::{CardState, Held, Instances},
+        gpus::instances::{CardState, Held, Instances},
         nvml::{LiveInstance, MigMode, Standing, SurveyedCard},
     };
     use domain::{NodeMode, fixtures};

@@ -19,9 +19,7 @@ use tonic::{
 };
 
 use crate::{
-    cdi::{self, Cdi},
-    checkpoint, devices,
-    kubelet_api::{
+    kubelet::api::{
         device_plugin::{
             AllocateRequest, AllocateResponse, CdiDevice, ContainerAllocateResponse,
             DevicePluginOptions, Empty, ListAndWatchResponse, PreStartContainerRequest,
@@ -34,9 +32,12 @@ use crate::{
             ListPodResourcesRequest, pod_resources_lister_client::PodResourcesListerClient,
         },
     },
+    kubelet::cdi::{self, Cdi},
+    kubelet::checkpoint,
+    kubelet::device_ids::{self, DeviceIds, Holding, PodName, Served},
+    kubelet::devices,
     materialise::{Inventory, Owner},
     metrics::Metrics,
-    owner::{self, DeviceIds, Holding, PodName, Served},
     pods::Pods,
 };
 
@@ -205,17 +206,19 @@ impl Plugin {
                 continue;
             };
             let holdings = self.holdings().await?;
-            match owner::resolve(ids, &holdings, &known, self.cdi.served(ids).as_ref()) {
-                owner::Owner::Container { uid, container } => break (uid, container),
-                owner::Owner::Nobody if Instant::now() + Duration::from_secs(20) < deadline => {
+            match device_ids::resolve(ids, &holdings, &known, self.cdi.served(ids).as_ref()) {
+                device_ids::Owner::Container { uid, container } => break (uid, container),
+                device_ids::Owner::Nobody
+                    if Instant::now() + Duration::from_secs(20) < deadline =>
+                {
                     tokio::time::sleep(Duration::from_millis(100)).await;
                 }
-                owner::Owner::Nobody => {
+                device_ids::Owner::Nobody => {
                     return Err("kubelet names no container of a pod with a Tessera claim for these device ids; \
                         was the pod scheduled by tessera-scheduler?"
                         .to_owned());
                 }
-                owner::Owner::NotYet(words) => {
+                device_ids::Owner::NotYet(words) => {
                     if tokio::time::timeout_at(deadline, pods.changed())
                         .await
                         .is_err()

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use domain::{Claim, ContainerClaim};
 
-use crate::journal::Bound;
+use crate::materialise::journal::Bound;
 
 /// A pod bound to this node with a readable claim.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, path::Path};
 
 use serde::Deserialize;
 
-use crate::owner::{Holding, PodName};
+use crate::kubelet::device_ids::{Holding, PodName};
 
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]

@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use domain::{ClaimedDevice, DeviceMode, InstanceState, Model, NodeMode, Slices, Slot, VgpuMode};
 
 use crate::{
-    claims::ClaimedPod,
-    health,
-    journal::{Bound, Entry},
+    gpus::claims::ClaimedPod,
+    gpus::health,
+    materialise::journal::{Bound, Entry},
     nvml::{LiveInstance, MigMode, Recovery, SurveyedCard},
 };
 
@@ -827,7 +827,7 @@ fn ours<'j>(journal: &'j [Entry], gpu: &str, live: &LiveInstance) -> Option<&'j 
 mod tests {
     use super::*;
     use crate::{
-        claims::Progress,
+        gpus::claims::Progress,
         nvml::{ComputeInstance, Standing},
     };
     use domain::{Claim, ContainerClaim, ContainerKind, Share, fixtures};

@@ -7,10 +7,10 @@
 use std::collections::BTreeMap;
 
 use crate::{
-    instances::CardState,
-    kubelet_api::device_plugin::{Device, NumaNode, TopologyInfo},
+    gpus::instances::CardState,
+    kubelet::api::device_plugin::{Device, NumaNode, TopologyInfo},
+    kubelet::device_ids::Holding,
     materialise::Inventory,
-    owner::Holding,
 };
 
 /// What an id is used for, in the order in which ids are healthy.
@@ -106,10 +106,10 @@ mod tests {
 
     use super::*;
     use crate::{
-        claims::ClaimedPod,
-        instances::Instances,
+        gpus::claims::ClaimedPod,
+        gpus::instances::Instances,
+        kubelet::device_ids::PodName,
         nvml::{Standing, SurveyedCard},
-        owner::PodName,
     };
     use domain::fixtures;
 

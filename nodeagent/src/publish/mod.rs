@@ -1,0 +1,4 @@
+//! What the agent reports: the `GpuNode` object, Events, metrics.
+
+pub mod events;
+pub mod status;
