@@ -6,8 +6,9 @@ use std::{
 };
 
 use comfy_table::{Table, presets};
-use domain::{ClaimedDevice, Cluster, Config, GpuNodeStatus, Layouts, Rule, churn::End, room};
+use domain::{claim::ClaimedDevice, config::Config, rule::Rule, status::GpuNodeStatus};
 use indicatif::{ProgressBar, ProgressStyle};
+use placement::{cluster::Cluster, layouts::Layouts, preemption::room, simulation::churn::End};
 use serde::Serialize;
 
 use crate::{
@@ -279,9 +280,9 @@ impl World<'_> {
         let containers = &self.pods[number].demand.containers;
         let parts = containers.iter().map(|container| {
             let part = match container.memory {
-                domain::Memory::Whole => 1.0,
-                domain::Memory::Mib(mib) => mib as f64 / largest,
-                domain::Memory::Percent(percent) => f64::from(percent) / 100.0,
+                domain::demand::Memory::Whole => 1.0,
+                domain::demand::Memory::Mib(mib) => mib as f64 / largest,
+                domain::demand::Memory::Percent(percent) => f64::from(percent) / 100.0,
             };
             part * f64::from(container.count)
         });
@@ -383,7 +384,7 @@ impl Fate {
     fn start(
         &mut self,
         node: &str,
-        claim: &domain::Claim,
+        claim: &domain::claim::Claim,
         status: Option<&GpuNodeStatus>,
         wait: f64,
     ) {

@@ -1,4 +1,4 @@
-//! Keeps a `domain::Cluster` true to the API server, by watches of pods and `GpuNode`s.
+//! Keeps a `placement::cluster::Cluster` true to the API server, by watches of pods and `GpuNode`s.
 
 use std::{
     collections::BTreeSet,
@@ -6,13 +6,13 @@ use std::{
     sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
 };
 
-use domain::{About, Cluster};
 use futures::{StreamExt, pin_mut};
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::{
     Api, Client, ResourceExt,
     runtime::{WatchStreamExt, watcher, watcher::Event},
 };
+use placement::cluster::{About, Cluster};
 use serde::de::DeserializeOwned;
 
 use crate::{gpu_node::GpuNode, pods, ready::Latch};

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{ContainerKind, Slices, VgpuMode};
+use crate::{demand::ContainerKind, mode::VgpuMode, slices::Slices};
 
 /// The devices of a bound pod, container by container.
 ///
@@ -36,7 +36,7 @@ pub enum ClaimedDevice {
     HamiCore(Share),
 }
 
-/// A GPU instance that should be: card, profile and placement. What is, is an [`Instance`](crate::Instance).
+/// A GPU instance that should be: card, profile and placement. What is, is an [`Instance`](crate::gpu::Instance).
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Slot {
     /// UUID of the card.

@@ -2,7 +2,11 @@
 
 use serde::Deserialize;
 
-use crate::{Model, NodeMode, Offer, Rule};
+use crate::{
+    gpu::{Model, Offer},
+    mode::NodeMode,
+    rule::Rule,
+};
 
 /// The `nvidia` block of the configuration file; every field may be left out.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -57,10 +61,10 @@ impl TryFrom<Rule> for Placement {
     type Error = String;
 
     fn try_from(rule: Rule) -> Result<Self, String> {
-        if rule.weighing().is_some() {
+        if !rule.is_simulation_only() {
             return Ok(Self(rule));
         }
-        let usable = Rule::ALL.iter().filter(|rule| rule.weighing().is_some());
+        let usable = Rule::ALL.iter().filter(|rule| !rule.is_simulation_only());
         let names: Vec<String> = usable.map(Rule::to_string).collect();
         let names = names.join(", ");
         Err(format!(

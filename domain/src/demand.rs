@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 
 use crate::{
-    Config, VgpuMode,
+    config::Config,
     keys::{
         ALLOW_LARGER, GPU_POLICY, NODE, NODE_POLICY, NOUSE_GPUTYPE, NOUSE_GPUUUID, USE_GPUTYPE,
         USE_GPUUUID, VGPU_MODE, VGPU_MODE_BY,
     },
+    mode::{ChosenBy, VgpuMode},
 };
 
 /// The part of a pod that a demand is read from; filled from the pod object by whoever has one.
@@ -117,7 +118,7 @@ pub struct CardSelector {
 pub enum DemandError {
     /// The mode annotation names no mode.
     #[error("annotation {VGPU_MODE}: {0}")]
-    Mode(#[from] crate::UnknownMode),
+    Mode(#[from] crate::mode::UnknownMode),
     /// A quantity that is no plain number.
     #[error("container {container:?}: {resource}: {quantity:?} {problem}")]
     Quantity {
@@ -184,7 +185,7 @@ impl Demand {
         let mode = annotation(VGPU_MODE)
             .map(str::parse::<VgpuMode>)
             .transpose()?;
-        let chosen_by_us = annotation(VGPU_MODE_BY) == Some("tessera");
+        let chosen_by_us = annotation(VGPU_MODE_BY) == Some(ChosenBy::Tessera.as_str());
         let list = |key: &str| -> Vec<String> {
             annotation(key)
                 .into_iter()

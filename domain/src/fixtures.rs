@@ -3,8 +3,10 @@
 use serde::Deserialize;
 
 use crate::{
-    CardSelector, ContainerDemand, ContainerKind, Demand, Gpu, GpuNodeStatus, Memory, Model, Offer,
-    VgpuMode,
+    demand::{CardSelector, ContainerDemand, ContainerKind, Demand, Memory},
+    gpu::{Gpu, Model, Offer},
+    mode::VgpuMode,
+    status::GpuNodeStatus,
 };
 
 #[derive(Deserialize)]

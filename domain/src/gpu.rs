@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Slices, VgpuMode};
+use crate::{mode::VgpuMode, slices::Slices};
 
 /// A GPU instance profile as NVML offers it on one model of card.
 ///

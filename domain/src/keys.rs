@@ -28,7 +28,7 @@ pub const NODE: &str = "tessera.dev/node";
 pub const VGPU_MODE_BY: &str = "tessera.dev/vgpu-mode-by";
 /// Node annotation: when GPU slices became free that a waiting pod could use; its change wakes kube-scheduler.
 pub const FREED: &str = "tessera.dev/freed";
-/// Pod annotation: the [`Claim`](crate::Claim), written by the binding.
+/// Pod annotation: the [`Claim`](crate::claim::Claim), written by the binding.
 pub const CLAIM: &str = "tessera.dev/claim";
 
 /// API group of our objects.

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::{Memory, VgpuMode};
+use crate::{demand::Memory, mode::VgpuMode};
 
 /// Why a node cannot take a demand: one of a closed list, naming what is scarce.
 #[derive(Clone, Debug, PartialEq, Eq)]

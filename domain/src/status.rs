@@ -2,7 +2,10 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Gpu, InstanceState, Model, NodeMode, VgpuMode};
+use crate::{
+    gpu::{Gpu, InstanceState, Model},
+    mode::{NodeMode, VgpuMode},
+};
 
 /// Status of the cluster-scoped object `GpuNode` (`tessera.dev/v1alpha1`), one a node, named as the node.
 ///
@@ -101,7 +104,7 @@ impl GpuNodeStatus {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Instance, fixtures};
+    use crate::{fixtures, gpu::Instance};
 
     #[test]
     fn the_layout_names_the_pods() {

@@ -6,7 +6,11 @@ use daemon::{
     gpu_node::{GpuNode, GpuNodeSpec},
     ready::Latch,
 };
-use domain::{Condition, Gpu, GpuNodeStatus, Instance, InstanceState, REGISTERED, keys};
+use domain::{
+    gpu::{Gpu, Instance, InstanceState},
+    keys,
+    status::{Condition, GpuNodeStatus, REGISTERED},
+};
 use k8s_openapi::{api::core::v1::Node, apimachinery::pkg::apis::meta::v1::OwnerReference};
 use kube::{
     Api, Client, Resource, ResourceExt,
@@ -385,7 +389,7 @@ mod tests {
         instances::{CardState, Held, Instances},
         nvml::{LiveInstance, MigMode, Standing, SurveyedCard},
     };
-    use domain::{NodeMode, fixtures};
+    use domain::{fixtures, mode::NodeMode};
 
     fn inventory() -> Inventory {
         let card = SurveyedCard {

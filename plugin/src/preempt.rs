@@ -14,12 +14,16 @@ use std::{
 };
 
 use daemon::follow::Shared;
-use domain::{Cluster, Config, Demand, PodUid, Victim, keys, room, victims};
+use domain::{config::Config, demand::Demand, keys};
 use k8s_openapi::api::core::v1::{ObjectReference, Pod};
 use kube::{
     Api, Client, ResourceExt,
     api::{DeleteParams, EvictParams, Preconditions},
     runtime::events::{Event, EventType, Recorder, Reporter},
+};
+use placement::{
+    cluster::{Cluster, PodUid},
+    preemption::{Victim, room, victims},
 };
 use tokio::sync::mpsc;
 
@@ -311,7 +315,8 @@ async fn tell(recorder: &Recorder, name: &str, uid: &str, reason: &str, note: St
 #[cfg(test)]
 mod tests {
     use super::*;
-    use domain::{About, VgpuMode, fixtures};
+    use domain::{fixtures, mode::VgpuMode};
+    use placement::cluster::About;
     use serde_json::json;
 
     fn pod(mib: &str, priority: i32) -> serde_json::Value {

@@ -2,9 +2,10 @@
 
 use std::collections::BTreeSet;
 
-use domain::{Choice, Cluster, Config, Demand};
+use domain::{config::Config, demand::Demand};
 use k8s_openapi::List;
 use kube::ResourceExt;
+use placement::cluster::{Choice, Cluster};
 
 use crate::protocol::{ExtenderArgs, FilterResult, HostPriority};
 
@@ -120,7 +121,7 @@ pub fn choose(cluster: &Cluster, demand: &Demand, config: &Config) -> Option<Cho
 #[cfg(test)]
 mod tests {
     use super::*;
-    use domain::{VgpuMode, fixtures};
+    use domain::{fixtures, mode::VgpuMode};
     use serde_json::json;
 
     fn cluster() -> Cluster {

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
-use domain::{NodeMode, VgpuMode};
+use domain::mode::{NodeMode, VgpuMode};
 use e2e::{Component, GpuNodeSpec, process::Process, tessera::agent, wait::until};
 use k8s_openapi::api::{
     apps::v1::Deployment,

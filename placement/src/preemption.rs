@@ -2,7 +2,12 @@
 
 use std::collections::BTreeSet;
 
-use crate::{Claim, Cluster, Config, ContainerDemand, Demand, Memory, PodUid, cluster::Choice};
+use crate::cluster::{Choice, Cluster, PodUid};
+use domain::{
+    claim::Claim,
+    config::Config,
+    demand::{ContainerDemand, Demand, Memory},
+};
 
 /// A pod that a more important one may displace.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -172,8 +177,8 @@ fn again(claim: &Claim) -> Demand {
         .iter()
         .map(|container| {
             let mib = container.devices.iter().map(|device| match device {
-                crate::ClaimedDevice::Mig(slot) => slot.mem,
-                crate::ClaimedDevice::HamiCore(share) => share.mem,
+                domain::claim::ClaimedDevice::Mig(slot) => slot.mem,
+                domain::claim::ClaimedDevice::HamiCore(share) => share.mem,
             });
             let cores = container.devices.iter().filter_map(|device| device.share());
             ContainerDemand {
@@ -188,7 +193,7 @@ fn again(claim: &Claim) -> Demand {
     Demand {
         mode: claim.mode(),
         containers,
-        cards: crate::CardSelector::default(),
+        cards: domain::demand::CardSelector::default(),
         node_policy: None,
         gpu_policy: None,
         hint: None,
@@ -215,7 +220,7 @@ fn subsets<T: Copy>(items: &[T], size: usize, one: &mut impl FnMut(&[T])) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{VgpuMode, fixtures};
+    use domain::{fixtures, mode::VgpuMode};
 
     fn one(mib: u64) -> Demand {
         Demand {
@@ -276,7 +281,7 @@ mod tests {
             })
             .collect();
         for (index, slot) in slots.iter().enumerate() {
-            let collides = |other: &crate::Slot| {
+            let collides = |other: &domain::claim::Slot| {
                 other.gpu == slot.gpu && other.slices().overlaps(slot.slices())
             };
             assert!(!slots[..index].iter().any(collides), "{slots:?}");

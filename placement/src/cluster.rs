@@ -3,8 +3,22 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use crate::{
-    Card, Claim, Config, Demand, GpuNodeStatus, InstanceState, Layouts, Mix, Model, Plan, Policy,
-    Potential, Refusal, Rule, VgpuMode, Weighing, is_calm, plan,
+    card::Card,
+    layouts::Layouts,
+    mix::Mix,
+    plan::{Plan, plan},
+    potential::{Potential, Weighing},
+    rule::{fills_empty_cards, many_cards_empty, weighing},
+};
+use domain::{
+    claim::Claim,
+    config::Config,
+    demand::{Demand, Policy},
+    gpu::{InstanceState, Model},
+    mode::VgpuMode,
+    refusal::Refusal,
+    rule::Rule,
+    status::GpuNodeStatus,
 };
 
 /// UID of a pod.
@@ -44,8 +58,8 @@ struct Weighed {
 
 impl Weighed {
     fn new(model: Model, layouts: Layouts, mix: Mix, rule: Rule) -> Self {
-        let weighing = rule.weighing().unwrap_or_default();
-        let filling = matches!(rule, Rule::Demand | Rule::Tuned);
+        let weighing = weighing(rule).unwrap_or_default();
+        let filling = fills_empty_cards(rule);
         Self {
             potential: Potential::new(&layouts, weighing, &mix),
             filling: filling.then(|| Potential::new(&layouts, Weighing::Filling, &mix)),
@@ -59,7 +73,7 @@ impl Weighed {
 
     fn potential(&self) -> &Potential {
         match &self.filling {
-            Some(filling) if is_calm(self.count.cards, self.count.empty) => filling,
+            Some(filling) if many_cards_empty(self.count.cards, self.count.empty) => filling,
             _ => &self.potential,
         }
     }
@@ -116,7 +130,7 @@ impl Cluster {
         }
     }
 
-    /// The models of MIG cards, with the mix that is claimed: what [`tune`](crate::tune) asks for.
+    /// The models of MIG cards, with the mix that is claimed: what [`tune`](crate::simulation::tuning::tune) asks for.
     pub fn mixes(&self) -> Vec<(String, Layouts, Mix)> {
         let all = self.weighed.iter();
         all.map(|w| (w.model.name.clone(), w.layouts.clone(), w.mix.clone()))
@@ -142,7 +156,7 @@ impl Cluster {
             if !self.weighed.iter().any(|known| known.model == *model)
                 && let Some(layouts) = Layouts::new(model)
             {
-                let mix = layouts.mix(&self.claimed);
+                let mix = Mix::of_claims(&layouts.offers, &self.claimed);
                 self.weighed
                     .push(Weighed::new(model.clone(), layouts, mix, self.rule));
             }
@@ -294,7 +308,7 @@ impl Cluster {
     /// Weighs the windows again where the mix has changed.
     fn weigh(&mut self) {
         for weighed in &mut self.weighed {
-            let mix = weighed.layouts.mix(&self.claimed);
+            let mix = Mix::of_claims(&weighed.layouts.offers, &self.claimed);
             if mix != weighed.mix {
                 weighed.potential = Potential::new(&weighed.layouts, weighed.weighing, &mix);
                 weighed.mix = mix;
@@ -520,7 +534,7 @@ impl Cluster {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fixtures::{self, demand as one};
+    use domain::{fixtures, fixtures::demand as one};
 
     #[test]
     fn no_slice_is_wasted_while_many_cards_are_empty_and_the_counts_follow() {
@@ -636,8 +650,8 @@ mod tests {
         // Or as the agent says.
         for (status, takes) in [("False", false), ("True", true)] {
             let mut node = fixtures::node("n", &fixtures::a30(), 1, VgpuMode::Mig);
-            node.conditions.push(crate::Condition {
-                kind: crate::REGISTERED.into(),
+            node.conditions.push(domain::status::Condition {
+                kind: domain::status::REGISTERED.into(),
                 status: status.into(),
                 reason: "R".into(),
                 message: "m".into(),
@@ -701,7 +715,7 @@ mod tests {
     /// Peer lesson: a slot is free when its instance is gone or idle, not when its pod is.
     #[test]
     fn the_slices_of_an_instance_are_free_only_when_it_is_idle() {
-        use crate::Instance;
+        use domain::gpu::Instance;
         let mut node = fixtures::node("n", &fixtures::a30(), 1, VgpuMode::Mig);
         node.gpus[0].instances.push(Instance {
             profile: "4g.24gb".into(),

@@ -2,10 +2,15 @@
 
 use std::collections::BTreeMap;
 
-use crate::{
-    Card, Claim, ClaimedDevice, Config, ContainerClaim, ContainerDemand, ContainerKind, Demand,
-    Geometry, InstanceState, Memory, Model, Needs, Offer, Policy, Refusal, Share, Slices, Slot,
-    VgpuMode, card::Candidate,
+use crate::card::{Candidate, Card};
+use domain::{
+    claim::{Claim, ClaimedDevice, ContainerClaim, Share, Slot},
+    config::{Config, Geometry},
+    demand::{ContainerDemand, ContainerKind, Demand, Memory, Policy},
+    gpu::{InstanceState, Model, Offer},
+    mode::VgpuMode,
+    refusal::{Needs, Refusal},
+    slices::Slices,
 };
 
 /// How a node would serve a demand.

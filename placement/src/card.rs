@@ -2,7 +2,12 @@
 
 use std::borrow::Cow;
 
-use crate::{Gpu, Model, Offer, Potential, ShareUse, Slices};
+use crate::potential::Potential;
+use domain::{
+    claim::ShareUse,
+    gpu::{Gpu, Model, Offer},
+    slices::Slices,
+};
 
 /// A card with all that is held of it, by claims and by instances that cannot be given away.
 #[derive(Clone, Debug)]
@@ -125,7 +130,8 @@ impl<'a> Card<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Layouts, Mix, VgpuMode, Weighing, fixtures};
+    use crate::{layouts::Layouts, mix::Mix, potential::Weighing};
+    use domain::{fixtures, mode::VgpuMode};
 
     fn cheapest(model: &Model, held: &[(u8, u8)], profiles: &[&str]) -> Option<(String, u8)> {
         let status = fixtures::node("n", model, 1, VgpuMode::Mig);

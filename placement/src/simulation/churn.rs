@@ -4,7 +4,10 @@ use std::collections::{BinaryHeap, HashMap};
 
 use rand::{Rng, SeedableRng, rngs::SmallRng};
 
-use crate::{Fleet, Layouts, Placed};
+use crate::{
+    layouts::Layouts,
+    simulation::fleet::{Fleet, Placed},
+};
 
 /// A pod of one device. Times are in whatever unit the caller counts.
 #[derive(Clone, Copy, Debug, PartialEq)]
