@@ -8,7 +8,9 @@ use std::{
 use comfy_table::{Table, presets};
 use domain::{claim::ClaimedDevice, config::Config, rule::Rule, status::GpuNodeStatus};
 use indicatif::{ProgressBar, ProgressStyle};
-use placement::{cluster::Cluster, layouts::Layouts, preemption::room, simulation::churn::End};
+use placement::{
+    cluster::Cluster, layouts::Layouts, relocation::find_relocation, simulation::churn::Departure,
+};
 use serde::Serialize;
 
 use crate::{
@@ -116,7 +118,7 @@ struct World<'a> {
     fates: Vec<Fate>,
     /// GPUs that each pod holds.
     parts: Vec<f64>,
-    ends: BinaryHeap<End>,
+    ends: BinaryHeap<Departure>,
     held: f64,
     all: f64,
 }
@@ -160,13 +162,13 @@ pub fn run(
             .ends
             .peek()
             .copied()
-            .filter(|end| end.0 <= pod.arrival)
+            .filter(|end| end.at <= pod.arrival)
         {
             world.ends.pop();
-            area += world.held * (end.0 - last);
-            last = end.0;
+            area += world.held * (end.at - last);
+            last = end.at;
             world.end(end);
-            world.serve(&mut queue, end.0)?;
+            world.serve(&mut queue, end.at)?;
         }
         area += world.held * (pod.arrival - last);
         last = pod.arrival;
@@ -189,10 +191,10 @@ pub fn run(
     // What is queued may still start while others end.
     while let Some(end) = world.ends.peek().copied().filter(|_| !queue.is_empty()) {
         world.ends.pop();
-        area += world.held * (end.0 - last);
-        last = end.0;
+        area += world.held * (end.at - last);
+        last = end.at;
         world.end(end);
-        world.serve(&mut queue, end.0)?;
+        world.serve(&mut queue, end.at)?;
     }
     bar.finish_and_clear();
     world.explain(&queue);
@@ -231,7 +233,7 @@ fn held_at_first(cluster: &Cluster) -> f64 {
 }
 
 impl World<'_> {
-    fn end(&mut self, End(_, pod): End) {
+    fn end(&mut self, Departure { pod, .. }: Departure) {
         self.engine.remove(&self.pods[pod].name);
         self.held -= self.parts[pod];
     }
@@ -259,7 +261,10 @@ impl World<'_> {
             self.parts[number] = part;
             self.held += part;
             if let Some(lifetime) = pod.lifetime {
-                self.ends.push(End(now + lifetime, number));
+                self.ends.push(Departure {
+                    at: now + lifetime,
+                    pod: number,
+                });
             }
         }
         *queue = rest;
@@ -314,8 +319,8 @@ impl World<'_> {
     }
 
     fn restart(&self, cluster: &Cluster, number: usize) -> Vec<String> {
-        let found = room(cluster, &self.pods[number].demand, self.config, 3, |_| true);
-        let moves = found.into_iter().flat_map(|room| room.moves);
+        let found = find_relocation(cluster, &self.pods[number].demand, self.config, 3, |_| true);
+        let moves = found.into_iter().flat_map(|relocation| relocation.moves);
         moves.map(|(uid, _)| self.pod_name(&uid)).collect()
     }
 

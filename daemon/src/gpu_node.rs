@@ -63,7 +63,7 @@ mod tests {
         }];
         let gpu = &mut status.gpus[0];
         gpu.changing_to = Some(VgpuMode::HamiCore);
-        gpu.by_demand = true;
+        gpu.auto_mode = true;
         gpu.unhealthy = Some("x".into());
         gpu.numa = Some(0);
         gpu.instances = vec![Instance {
@@ -79,7 +79,7 @@ mod tests {
             container: Some("c".into()),
             reason: Some("r".into()),
         }];
-        let status = serde_json::to_value(status.summed_up()).unwrap();
+        let status = serde_json::to_value(status.with_summary()).unwrap();
         let mut found = vec![];
         unknown(
             &status,

@@ -3,7 +3,7 @@
 use serde::Deserialize;
 
 use crate::{
-    demand::{CardSelector, ContainerDemand, ContainerKind, Demand, Memory},
+    demand::{ContainerDemand, ContainerKind, Demand, GpuSelector, Memory},
     gpu::{Gpu, Model, Offer},
     mode::VgpuMode,
     status::GpuNodeStatus,
@@ -114,7 +114,7 @@ pub fn demand(mib: u64) -> Demand {
             memory: Memory::Mib(mib),
             cores: 0,
         }],
-        cards: CardSelector::default(),
+        gpus: GpuSelector::default(),
         node_policy: None,
         gpu_policy: None,
         hint: None,
@@ -134,9 +134,9 @@ pub fn node(name: &str, model: &Model, count: u32, mode: VgpuMode) -> GpuNodeSta
                 memory_mib: model.memory_mib,
                 mode,
                 changing_to: None,
-                by_demand: false,
+                auto_mode: false,
                 unhealthy: None,
-                shares: 10,
+                max_shares: 10,
                 numa: None,
                 instances: vec![],
             })

@@ -21,7 +21,7 @@ pub const GPU_POLICY: &str = "hami.io/gpu-scheduler-policy";
 pub const ALLOW_RESTART: &str = "nvidia.com/allow-restart";
 
 /// Prefix of the annotations that only Tessera writes.
-pub const OURS: &str = "tessera.dev/";
+pub const TESSERA_PREFIX: &str = "tessera.dev/";
 /// Pod annotation: the node, as a hint of the webhook and then as the fact of the binding.
 pub const NODE: &str = "tessera.dev/node";
 /// Pod annotation: `user` or `tessera`, who chose the mode.

@@ -67,7 +67,7 @@ impl GpuNodeStatus {
 
     /// Fills [`layout`](Self::layout) and [`in_use`](Self::in_use) from the cards.
     #[must_use]
-    pub fn summed_up(mut self) -> Self {
+    pub fn with_summary(mut self) -> Self {
         self.in_use = 0;
         let mut cards = Vec::with_capacity(self.gpus.len());
         for gpu in &self.gpus {
@@ -124,7 +124,7 @@ mod tests {
         });
         status.gpus[1].unhealthy = Some("XID 79".into());
         status.gpus[1].changing_to = Some(VgpuMode::HamiCore);
-        let status = status.summed_up();
+        let status = status.with_summary();
         assert_eq!(
             status.layout,
             "0: 1g.10gb@6=default/a | 1: - (unhealthy) (to hami-core)"

@@ -181,7 +181,7 @@ impl Wanted {
         let named = self
             .devices
             .iter()
-            .find(|device| device.is_of(card.index, &card.uuid));
+            .find(|device| device.applies_to(card.index, &card.uuid));
         named.map(|device| device.operatingmode).or(self.node)
     }
 }

@@ -33,9 +33,9 @@ pub fn cards(inventory: &Inventory, shares: u32) -> Vec<Gpu> {
             memory_mib: state.card.model.memory_mib,
             mode: state.mode(),
             changing_to: instances.changing_to(&state.card.uuid),
-            by_demand: instances.is_by_demand(state),
+            auto_mode: instances.is_by_demand(state),
             unhealthy: inventory.ailment(&state.card.uuid),
-            shares,
+            max_shares: shares,
             numa: state.card.numa,
             instances: state
                 .instances
@@ -142,7 +142,7 @@ fn status(
         conditions,
         ..GpuNodeStatus::default()
     }
-    .summed_up()
+    .with_summary()
 }
 
 type Said = (&'static str, bool, &'static str, String);

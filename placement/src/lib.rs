@@ -1,7 +1,7 @@
 //! The placement engine: which GPU, which profile and which start for every device of a pod. Pure, as the model is.
 //!
 //! ```text
-//! simulation ──► cluster, preemption ──► plan ──► card ──► potential ──► layouts, mix ──► domain
+//! simulation ──► preemption, relocation, cluster ──► plan ──► card ──► potential ──► layouts, mix ──► domain
 //! ```
 //!
 //! A *card* is the planner's view of one GPU: what it offers, and what is held of it.
@@ -15,5 +15,9 @@ pub mod potential;
 pub mod preemption;
 #[cfg(test)]
 mod properties;
+pub mod relocation;
 pub mod rule;
 pub mod simulation;
+mod subsets;
+#[cfg(test)]
+mod testing;

@@ -8,7 +8,7 @@ use crate::cluster::Cluster;
 use domain::{
     claim::{Claim, Slot},
     config::Config,
-    demand::{CardSelector, ContainerDemand, ContainerKind, Demand, Memory},
+    demand::{ContainerDemand, ContainerKind, Demand, GpuSelector, Memory},
     fixtures,
     gpu::{Model, Offer},
     mode::VgpuMode,
@@ -58,7 +58,7 @@ fn demand(kinds: impl Strategy<Value = ContainerKind>) -> impl Strategy<Value = 
         Demand {
             mode: Some(VgpuMode::Mig),
             containers,
-            cards: CardSelector::default(),
+            gpus: GpuSelector::default(),
             node_policy: None,
             gpu_policy: None,
             hint: None,

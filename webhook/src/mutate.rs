@@ -32,7 +32,7 @@ pub fn mutate(mut pod: Pod, cluster: &Cluster, config: &Config) -> Result<(Pod, 
     if let Some(key) = pod
         .annotations()
         .keys()
-        .find(|key| key.starts_with(keys::OURS))
+        .find(|key| key.starts_with(keys::TESSERA_PREFIX))
     {
         return Err(format!(
             "annotation {key} is written by Tessera alone; remove it"
