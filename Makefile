@@ -22,8 +22,8 @@ bench: build ## Time from bind to a running container, memory and processor time
 	target/release/tessera-e2e bench
 
 bench-placement: ## The rules of placement compared: docs/placement.md.
-	cargo bench -p tessera-domain --features fixtures --bench placement
-	cargo bench -p tessera-domain --features fixtures --bench planning
+	cargo bench -p tessera-placement --bench placement
+	cargo bench -p tessera-placement --bench planning
 
 crash: ## Kills the agent at every call of NVML and every write of its journal (half an hour on two cores).
 	CRASH_STRIDE=1 cargo test -p tessera-nodeagent --test crash -- --nocapture
@@ -32,11 +32,12 @@ chaos: build ## Random pods while parts are disturbed at random, by SEED, for DU
 	target/debug/tessera-e2e down
 	target/debug/tessera-e2e chaos --duration $(DURATION) --seed $(SEED)
 
-lint: ## Format, lints, docs, and the purity of the model.
+lint: ## Format, lints, docs, and what the model, the placement engine and the agent may depend on.
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps --document-private-items
-	! cargo tree -p tessera-domain -e normal --prefix none | grep -E '^(tokio|kube|hyper|k8s-openapi|tracing) '
+	! cargo tree -p tessera-domain -e normal --prefix none | grep -E '^(tokio|kube|hyper|k8s-openapi|tracing|rand) '
+	! cargo tree -p tessera-placement -e normal --prefix none | grep -E '^(tokio|kube|hyper|k8s-openapi|tracing) '
 
 clean: ## The cluster, and what was built.
 	-target/debug/tessera-e2e down

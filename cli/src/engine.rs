@@ -4,8 +4,20 @@ use std::collections::HashMap;
 
 use anyhow::{anyhow, bail};
 use domain::{
-    Claim, ClaimedDevice, Cluster, Config, ContainerClaim, Demand, Fleet, GpuNodeStatus, Layouts,
-    Memory, Placed, Rule, Slot, tune,
+    claim::{Claim, ClaimedDevice, ContainerClaim, Slot},
+    config::Config,
+    demand::{Demand, Memory},
+    rule::Rule,
+    status::GpuNodeStatus,
+};
+use placement::{
+    cluster::Cluster,
+    layouts::Layouts,
+    simulation::{
+        self,
+        fleet::{Fleet, Placed},
+        tuning::tune,
+    },
 };
 
 /// The cluster of a simulation.
@@ -31,7 +43,7 @@ impl<'l> Engine<'l> {
         rule: Rule,
         layouts: Option<&'l Layouts>,
     ) -> anyhow::Result<Self> {
-        if rule.weighing().is_some() {
+        if !rule.is_simulation_only() {
             let mut cluster = Cluster::default();
             cluster.set_rule(rule);
             for (name, status) in nodes {
@@ -62,7 +74,7 @@ impl<'l> Engine<'l> {
         let cards: Vec<_> = gpus()
             .map(|(name, gpu)| (name.clone(), gpu.uuid.clone()))
             .collect();
-        let mut fleet = Fleet::new(layouts, rule, u32::try_from(cards.len())?);
+        let mut fleet = simulation::fleet(layouts, rule, u32::try_from(cards.len())?);
         fleet.node = nodes
             .iter()
             .map(|(_, status)| status.gpus.len())
@@ -203,7 +215,7 @@ fn claims(status: &GpuNodeStatus) -> HashMap<String, Claim> {
                 Some(known) => known.devices.push(device),
                 None => claim.containers.push(ContainerClaim {
                     name: container.clone(),
-                    kind: domain::ContainerKind::App,
+                    kind: domain::demand::ContainerKind::App,
                     devices: vec![device],
                 }),
             }

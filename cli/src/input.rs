@@ -4,8 +4,12 @@ use std::{collections::BTreeMap, path::Path};
 
 use anyhow::{Context, anyhow, bail};
 use domain::{
-    Config, ContainerKind, ContainerRequest, Demand, Gpu, GpuNodeStatus, PodRequest, VgpuMode,
+    config::Config,
+    demand::{ContainerKind, ContainerRequest, Demand, PodRequest},
     fixtures,
+    gpu::Gpu,
+    mode::VgpuMode,
+    status::GpuNodeStatus,
 };
 use k8s_openapi::api::core::v1::Pod;
 use serde_json::Value;

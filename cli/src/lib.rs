@@ -9,7 +9,7 @@ use std::{io::Write, path::PathBuf};
 
 use anyhow::Context;
 use daemon::args::ConfigArgs;
-use domain::Rule;
+use domain::rule::Rule;
 
 /// Questions about GPU placement.
 #[derive(Debug, clap::Parser)]

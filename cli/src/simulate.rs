@@ -6,8 +6,11 @@ use std::{
 };
 
 use comfy_table::{Table, presets};
-use domain::{ClaimedDevice, Cluster, Config, GpuNodeStatus, Layouts, Rule, churn::End, room};
+use domain::{claim::ClaimedDevice, config::Config, rule::Rule, status::GpuNodeStatus};
 use indicatif::{ProgressBar, ProgressStyle};
+use placement::{
+    cluster::Cluster, layouts::Layouts, relocation::find_relocation, simulation::churn::Departure,
+};
 use serde::Serialize;
 
 use crate::{
@@ -115,7 +118,7 @@ struct World<'a> {
     fates: Vec<Fate>,
     /// GPUs that each pod holds.
     parts: Vec<f64>,
-    ends: BinaryHeap<End>,
+    ends: BinaryHeap<Departure>,
     held: f64,
     all: f64,
 }
@@ -159,13 +162,13 @@ pub fn run(
             .ends
             .peek()
             .copied()
-            .filter(|end| end.0 <= pod.arrival)
+            .filter(|end| end.at <= pod.arrival)
         {
             world.ends.pop();
-            area += world.held * (end.0 - last);
-            last = end.0;
+            area += world.held * (end.at - last);
+            last = end.at;
             world.end(end);
-            world.serve(&mut queue, end.0)?;
+            world.serve(&mut queue, end.at)?;
         }
         area += world.held * (pod.arrival - last);
         last = pod.arrival;
@@ -188,10 +191,10 @@ pub fn run(
     // What is queued may still start while others end.
     while let Some(end) = world.ends.peek().copied().filter(|_| !queue.is_empty()) {
         world.ends.pop();
-        area += world.held * (end.0 - last);
-        last = end.0;
+        area += world.held * (end.at - last);
+        last = end.at;
         world.end(end);
-        world.serve(&mut queue, end.0)?;
+        world.serve(&mut queue, end.at)?;
     }
     bar.finish_and_clear();
     world.explain(&queue);
@@ -230,7 +233,7 @@ fn held_at_first(cluster: &Cluster) -> f64 {
 }
 
 impl World<'_> {
-    fn end(&mut self, End(_, pod): End) {
+    fn end(&mut self, Departure { pod, .. }: Departure) {
         self.engine.remove(&self.pods[pod].name);
         self.held -= self.parts[pod];
     }
@@ -258,7 +261,10 @@ impl World<'_> {
             self.parts[number] = part;
             self.held += part;
             if let Some(lifetime) = pod.lifetime {
-                self.ends.push(End(now + lifetime, number));
+                self.ends.push(Departure {
+                    at: now + lifetime,
+                    pod: number,
+                });
             }
         }
         *queue = rest;
@@ -279,9 +285,9 @@ impl World<'_> {
         let containers = &self.pods[number].demand.containers;
         let parts = containers.iter().map(|container| {
             let part = match container.memory {
-                domain::Memory::Whole => 1.0,
-                domain::Memory::Mib(mib) => mib as f64 / largest,
-                domain::Memory::Percent(percent) => f64::from(percent) / 100.0,
+                domain::demand::Memory::Whole => 1.0,
+                domain::demand::Memory::Mib(mib) => mib as f64 / largest,
+                domain::demand::Memory::Percent(percent) => f64::from(percent) / 100.0,
             };
             part * f64::from(container.count)
         });
@@ -313,8 +319,8 @@ impl World<'_> {
     }
 
     fn restart(&self, cluster: &Cluster, number: usize) -> Vec<String> {
-        let found = room(cluster, &self.pods[number].demand, self.config, 3, |_| true);
-        let moves = found.into_iter().flat_map(|room| room.moves);
+        let found = find_relocation(cluster, &self.pods[number].demand, self.config, 3, |_| true);
+        let moves = found.into_iter().flat_map(|relocation| relocation.moves);
         moves.map(|(uid, _)| self.pod_name(&uid)).collect()
     }
 
@@ -383,7 +389,7 @@ impl Fate {
     fn start(
         &mut self,
         node: &str,
-        claim: &domain::Claim,
+        claim: &domain::claim::Claim,
         status: Option<&GpuNodeStatus>,
         wait: f64,
     ) {

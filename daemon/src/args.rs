@@ -59,9 +59,9 @@ impl LogArgs {
 
 impl ConfigArgs {
     /// Reads the file; the defaults without one.
-    pub fn load(&self) -> anyhow::Result<domain::Config> {
+    pub fn load(&self) -> anyhow::Result<domain::config::Config> {
         let Some(path) = &self.config else {
-            return Ok(domain::Config::default());
+            return Ok(domain::config::Config::default());
         };
         let text = std::fs::read_to_string(path)
             .with_context(|| format!("cannot read the configuration {}", path.display()))?;
@@ -70,7 +70,7 @@ impl ConfigArgs {
 }
 
 /// The file is either the settings themselves or has them under `nvidia:`, as `HAMi`'s has.
-fn parse(text: &str) -> anyhow::Result<domain::Config> {
+fn parse(text: &str) -> anyhow::Result<domain::config::Config> {
     #[derive(serde::Deserialize)]
     struct File {
         nvidia: Option<serde_json::Value>,
@@ -78,7 +78,7 @@ fn parse(text: &str) -> anyhow::Result<domain::Config> {
         rest: serde_json::Map<String, serde_json::Value>,
     }
     if text.trim().is_empty() {
-        return Ok(domain::Config::default());
+        return Ok(domain::config::Config::default());
     }
     let file: File = serde_saphyr::from_str(text)?;
     let value = match file.nvidia {
@@ -100,7 +100,7 @@ mod tests {
         ] {
             assert_eq!(parse(text).unwrap().resource_count_name, "x/gpu");
         }
-        assert_eq!(parse("").unwrap(), domain::Config::default());
+        assert_eq!(parse("").unwrap(), domain::config::Config::default());
     }
 
     #[test]

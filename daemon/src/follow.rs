@@ -1,4 +1,4 @@
-//! Keeps a `domain::Cluster` true to the API server, by watches of pods and `GpuNode`s.
+//! Keeps a `placement::cluster::Cluster` true to the API server, by watches of pods and `GpuNode`s.
 
 use std::{
     collections::BTreeSet,
@@ -6,13 +6,14 @@ use std::{
     sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
 };
 
-use domain::{About, Cluster};
+use domain::pod::PodName;
 use futures::{StreamExt, pin_mut};
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::{
     Api, Client, ResourceExt,
     runtime::{WatchStreamExt, watcher, watcher::Event},
 };
+use placement::cluster::{Cluster, PodInfo};
 use serde::de::DeserializeOwned;
 
 use crate::{gpu_node::GpuNode, pods, ready::Latch};
@@ -142,8 +143,8 @@ fn apply_pod(cluster: &Shared, pod: &Pod, notice: &mut impl FnMut(Notice<'_>)) {
     match (claim, node) {
         _ if pods::is_over(pod) => remove_pod(cluster, &uid, notice),
         (Some(Ok(claim)), Some(node)) => {
-            let about = About {
-                name: pods::key(pod),
+            let info = PodInfo {
+                name: PodName::new(pod.namespace().unwrap_or_default(), pod.name_any()),
                 priority: pod.spec.as_ref().and_then(|s| s.priority).unwrap_or(0),
                 ending: pod.metadata.deletion_timestamp.is_some(),
                 movable: pods::may_restart(pod),
@@ -151,7 +152,7 @@ fn apply_pod(cluster: &Shared, pod: &Pod, notice: &mut impl FnMut(Notice<'_>)) {
             {
                 let mut cluster = cluster.write();
                 cluster.apply_pod(&uid, node, claim);
-                cluster.describe(&uid, about);
+                cluster.set_pod_info(&uid, info);
             }
             notice(Notice::Settled(&uid));
         }
@@ -187,12 +188,12 @@ pub async fn served(
                 let quantity = allocatable.and_then(|amounts| amounts.get(&resource));
                 let served = quantity.is_some_and(|quantity| quantity.0 != "0");
                 let name = node.name_any();
-                let new = cluster.write().apply_served(&name, served);
+                let new = cluster.write().set_allocatable(&name, served);
                 if new && served {
                     notice(Notice::Freed(&name));
                 }
             }
-            Change::Delete(node) => cluster.write().remove_served(&node.name_any()),
+            Change::Delete(node) => cluster.write().remove_allocatable(&node.name_any()),
             Change::Complete(..) => {}
         },
     )

@@ -1,6 +1,6 @@
 //! The object `GpuNode`; its schema is in `manifests/crd`.
 
-use domain::GpuNodeStatus;
+use domain::status::GpuNodeStatus;
 use kube::CustomResource;
 use serde::{Deserialize, Serialize};
 
@@ -18,7 +18,12 @@ pub struct GpuNodeSpec {}
 
 #[cfg(test)]
 mod tests {
-    use domain::{GpuNodeStatus, Instance, InstanceState, NodeMode, VgpuMode, fixtures};
+    use domain::{
+        fixtures,
+        gpu::{Instance, InstanceState},
+        mode::{NodeMode, VgpuMode},
+        status::GpuNodeStatus,
+    };
     use serde_json::Value;
 
     /// Every field of a value, by path, that a schema does not know: the API server would drop it.
@@ -49,7 +54,7 @@ mod tests {
         let schema = &crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"];
         let mut status: GpuNodeStatus = fixtures::node("n", &fixtures::a30(), 1, VgpuMode::Mig);
         status.mode = Some(NodeMode::Auto);
-        status.conditions = vec![domain::Condition {
+        status.conditions = vec![domain::status::Condition {
             kind: "Ready".into(),
             status: "True".into(),
             reason: "R".into(),
@@ -58,7 +63,7 @@ mod tests {
         }];
         let gpu = &mut status.gpus[0];
         gpu.changing_to = Some(VgpuMode::HamiCore);
-        gpu.by_demand = true;
+        gpu.auto_mode = true;
         gpu.unhealthy = Some("x".into());
         gpu.numa = Some(0);
         gpu.instances = vec![Instance {
@@ -74,7 +79,7 @@ mod tests {
             container: Some("c".into()),
             reason: Some("r".into()),
         }];
-        let status = serde_json::to_value(status.summed_up()).unwrap();
+        let status = serde_json::to_value(status.with_summary()).unwrap();
         let mut found = vec![];
         unknown(
             &status,

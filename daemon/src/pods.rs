@@ -2,7 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use domain::{Claim, ClaimError, ContainerKind, ContainerRequest, PodRequest, keys};
+use domain::{
+    claim::{Claim, ClaimError},
+    demand::{ContainerKind, ContainerRequest, PodRequest},
+    keys,
+};
 use k8s_openapi::api::core::v1::{Container, Pod};
 use kube::ResourceExt;
 

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{ContainerKind, Slices, VgpuMode};
+use crate::{demand::ContainerKind, mode::VgpuMode, slices::Slices};
 
 /// The devices of a bound pod, container by container.
 ///
@@ -36,7 +36,7 @@ pub enum ClaimedDevice {
     HamiCore(Share),
 }
 
-/// A GPU instance that should be: card, profile and placement. What is, is an [`Instance`](crate::Instance).
+/// A GPU instance that should be: card, profile and placement. What is, is an [`Instance`](crate::gpu::Instance).
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Slot {
     /// UUID of the card.
@@ -66,7 +66,7 @@ pub struct Share {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ShareUse {
     /// Number of shares.
-    pub shares: u32,
+    pub count: u32,
     /// MiB.
     pub mem: u64,
     /// Percent of compute.
@@ -170,7 +170,7 @@ impl Claim {
                 .filter_map(ClaimedDevice::share)
                 .filter(|share| share.gpu == gpu)
                 .fold(ShareUse::default(), |sum, share| ShareUse {
-                    shares: sum.shares + 1,
+                    count: sum.count + 1,
                     mem: sum.mem + share.mem,
                     cores: sum.cores + share.cores,
                 })
@@ -194,7 +194,7 @@ impl ShareUse {
     #[must_use]
     pub fn plus(self, other: Self) -> Self {
         Self {
-            shares: self.shares + other.shares,
+            count: self.count + other.count,
             mem: self.mem + other.mem,
             cores: self.cores + other.cores,
         }
@@ -204,7 +204,7 @@ impl ShareUse {
     #[must_use]
     pub fn max(self, other: Self) -> Self {
         Self {
-            shares: self.shares.max(other.shares),
+            count: self.count.max(other.count),
             mem: self.mem.max(other.mem),
             cores: self.cores.max(other.cores),
         }
@@ -335,7 +335,7 @@ mod tests {
         assert_eq!(
             claim.share_use("GPU-1"),
             ShareUse {
-                shares: 3,
+                count: 3,
                 mem: 6_000,
                 cores: 30
             }

@@ -2,7 +2,11 @@
 
 use serde::Deserialize;
 
-use crate::{Model, NodeMode, Offer, Rule};
+use crate::{
+    gpu::{Model, Offer},
+    mode::NodeMode,
+    rule::Rule,
+};
 
 /// The `nvidia` block of the configuration file; every field may be left out.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -36,7 +40,7 @@ pub struct Config {
     /// Whether a pod with a priority that finds no room displaces pods of lower priority.
     pub preemption: bool,
     /// By which rule placements are chosen: `demand`, `tuned`, `fixed`, `mfi`, `mfi-all` or `fgd`.
-    pub placement: Placement,
+    pub placement: PlacementPolicy,
     /// Settings of single nodes.
     pub nodeconfig: Vec<NodeConfig>,
 }
@@ -44,23 +48,23 @@ pub struct Config {
 /// A rule that the scheduler can place by: one that weighs the states of a card.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "Rule")]
-pub struct Placement(Rule);
+pub struct PlacementPolicy(Rule);
 
-impl Placement {
+impl PlacementPolicy {
     /// The rule.
     pub fn rule(self) -> Rule {
         self.0
     }
 }
 
-impl TryFrom<Rule> for Placement {
+impl TryFrom<Rule> for PlacementPolicy {
     type Error = String;
 
     fn try_from(rule: Rule) -> Result<Self, String> {
-        if rule.weighing().is_some() {
+        if !rule.is_simulation_only() {
             return Ok(Self(rule));
         }
-        let usable = Rule::ALL.iter().filter(|rule| rule.weighing().is_some());
+        let usable = Rule::ALL.iter().filter(|rule| !rule.is_simulation_only());
         let names: Vec<String> = usable.map(Rule::to_string).collect();
         let names = names.join(", ");
         Err(format!(
@@ -157,7 +161,7 @@ impl FilterDevices {
 
 impl DeviceMode {
     /// Whether this is said of a card; an entry that names both UUID and index wants both to match.
-    pub fn is_of(&self, index: u32, uuid: &str) -> bool {
+    pub fn applies_to(&self, index: u32, uuid: &str) -> bool {
         let named = self.uuid.is_some() || self.index.is_some();
         named
             && self.index.is_none_or(|known| known == index)
@@ -180,7 +184,7 @@ impl Default for Config {
             allow_larger_memory: false,
             known_mig_geometries: vec![],
             preemption: true,
-            placement: Placement::default(),
+            placement: PlacementPolicy::default(),
             nodeconfig: vec![],
         }
     }
@@ -296,7 +300,10 @@ mod tests {
             ),
             (true, true, false)
         );
-        assert!(node.devicemodes[0].is_of(2, "GPU-2") && !node.devicemodes[0].is_of(1, "GPU-1"));
+        assert!(
+            node.devicemodes[0].applies_to(2, "GPU-2")
+                && !node.devicemodes[0].applies_to(1, "GPU-1")
+        );
         assert_eq!(config.node("other"), NodeConfig::default());
     }
 }

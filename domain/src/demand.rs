@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 
 use crate::{
-    Config, VgpuMode,
+    config::Config,
     keys::{
         ALLOW_LARGER, GPU_POLICY, NODE, NODE_POLICY, NOUSE_GPUTYPE, NOUSE_GPUUUID, USE_GPUTYPE,
         USE_GPUUUID, VGPU_MODE, VGPU_MODE_BY,
     },
+    mode::{ChosenBy, VgpuMode},
 };
 
 /// The part of a pod that a demand is read from; filled from the pod object by whoever has one.
@@ -88,7 +89,7 @@ pub struct Demand {
     /// Containers with GPU, in the order in which they start.
     pub containers: Vec<ContainerDemand>,
     /// Which cards will do.
-    pub cards: CardSelector,
+    pub gpus: GpuSelector,
     /// Wish for the choice of node; without one the least loss of capacity decides.
     pub node_policy: Option<Policy>,
     /// Wish for the choice of GPU on the node.
@@ -101,7 +102,7 @@ pub struct Demand {
 
 /// Which cards a pod accepts, by the annotations `use-gputype`, `nouse-gputype`, `use-gpuuuid` and `nouse-gpuuuid`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct CardSelector {
+pub struct GpuSelector {
     /// Parts of model names, lower case; empty: any.
     pub types: Vec<String>,
     /// Parts of model names that are refused, lower case.
@@ -117,7 +118,7 @@ pub struct CardSelector {
 pub enum DemandError {
     /// The mode annotation names no mode.
     #[error("annotation {VGPU_MODE}: {0}")]
-    Mode(#[from] crate::UnknownMode),
+    Mode(#[from] crate::mode::UnknownMode),
     /// A quantity that is no plain number.
     #[error("container {container:?}: {resource}: {quantity:?} {problem}")]
     Quantity {
@@ -184,7 +185,7 @@ impl Demand {
         let mode = annotation(VGPU_MODE)
             .map(str::parse::<VgpuMode>)
             .transpose()?;
-        let chosen_by_us = annotation(VGPU_MODE_BY) == Some("tessera");
+        let chosen_by_us = annotation(VGPU_MODE_BY) == Some(ChosenBy::Tessera.as_str());
         let list = |key: &str| -> Vec<String> {
             annotation(key)
                 .into_iter()
@@ -197,7 +198,7 @@ impl Demand {
         Ok(Some(Self {
             mode: mode.filter(|_| !chosen_by_us),
             containers,
-            cards: CardSelector {
+            gpus: GpuSelector {
                 types: lower(USE_GPUTYPE),
                 not_types: lower(NOUSE_GPUTYPE),
                 uuids: list(USE_GPUUUID),
@@ -373,7 +374,7 @@ fn parse_quantity(text: &str, unit: Unit) -> Result<u64, String> {
     }
 }
 
-impl CardSelector {
+impl GpuSelector {
     /// Whether a card will do.
     pub fn accepts(&self, model: &str, uuid: &str) -> bool {
         let model = model.to_lowercase();
@@ -543,8 +544,8 @@ mod tests {
             &[(USE_GPUTYPE, "a100, H100"), (NOUSE_GPUUUID, "GPU-2")],
         )
         .unwrap();
-        assert!(demand.cards.accepts("NVIDIA A100-SXM4-80GB", "GPU-1"));
-        assert!(!demand.cards.accepts("NVIDIA A100-SXM4-80GB", "GPU-2"));
-        assert!(!demand.cards.accepts("NVIDIA A30", "GPU-1"));
+        assert!(demand.gpus.accepts("NVIDIA A100-SXM4-80GB", "GPU-1"));
+        assert!(!demand.gpus.accepts("NVIDIA A100-SXM4-80GB", "GPU-2"));
+        assert!(!demand.gpus.accepts("NVIDIA A30", "GPU-1"));
     }
 }

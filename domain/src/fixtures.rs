@@ -3,8 +3,10 @@
 use serde::Deserialize;
 
 use crate::{
-    CardSelector, ContainerDemand, ContainerKind, Demand, Gpu, GpuNodeStatus, Memory, Model, Offer,
-    VgpuMode,
+    demand::{ContainerDemand, ContainerKind, Demand, GpuSelector, Memory},
+    gpu::{Gpu, Model, Offer},
+    mode::VgpuMode,
+    status::GpuNodeStatus,
 };
 
 #[derive(Deserialize)]
@@ -112,7 +114,7 @@ pub fn demand(mib: u64) -> Demand {
             memory: Memory::Mib(mib),
             cores: 0,
         }],
-        cards: CardSelector::default(),
+        gpus: GpuSelector::default(),
         node_policy: None,
         gpu_policy: None,
         hint: None,
@@ -132,9 +134,9 @@ pub fn node(name: &str, model: &Model, count: u32, mode: VgpuMode) -> GpuNodeSta
                 memory_mib: model.memory_mib,
                 mode,
                 changing_to: None,
-                by_demand: false,
+                auto_mode: false,
                 unhealthy: None,
-                shares: 10,
+                max_shares: 10,
                 numa: None,
                 instances: vec![],
             })

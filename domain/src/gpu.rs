@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Slices, VgpuMode};
+use crate::{mode::VgpuMode, slices::Slices};
 
 /// A GPU instance profile as NVML offers it on one model of card.
 ///
@@ -186,13 +186,18 @@ pub struct Gpu {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub changing_to: Option<VgpuMode>,
     /// Whether the card changes its mode by itself for a pod that fits nowhere else, when it is idle.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub by_demand: bool,
+    #[serde(
+        rename = "byDemand",
+        default,
+        skip_serializing_if = "std::ops::Not::not"
+    )]
+    pub auto_mode: bool,
     /// Why the card must not be used; absent when it is healthy.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unhealthy: Option<String>,
-    /// How many software shares the card takes at most (`deviceSplitCount`).
-    pub shares: u32,
+    /// How many software shares the GPU takes at most (`deviceSplitCount`).
+    #[serde(rename = "shares")]
+    pub max_shares: u32,
     /// NUMA node, where known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub numa: Option<u32>,

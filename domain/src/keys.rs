@@ -21,14 +21,14 @@ pub const GPU_POLICY: &str = "hami.io/gpu-scheduler-policy";
 pub const ALLOW_RESTART: &str = "nvidia.com/allow-restart";
 
 /// Prefix of the annotations that only Tessera writes.
-pub const OURS: &str = "tessera.dev/";
+pub const TESSERA_PREFIX: &str = "tessera.dev/";
 /// Pod annotation: the node, as a hint of the webhook and then as the fact of the binding.
 pub const NODE: &str = "tessera.dev/node";
 /// Pod annotation: `user` or `tessera`, who chose the mode.
 pub const VGPU_MODE_BY: &str = "tessera.dev/vgpu-mode-by";
 /// Node annotation: when GPU slices became free that a waiting pod could use; its change wakes kube-scheduler.
 pub const FREED: &str = "tessera.dev/freed";
-/// Pod annotation: the [`Claim`](crate::Claim), written by the binding.
+/// Pod annotation: the [`Claim`](crate::claim::Claim), written by the binding.
 pub const CLAIM: &str = "tessera.dev/claim";
 
 /// API group of our objects.

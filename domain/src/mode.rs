@@ -95,6 +95,50 @@ impl FromStr for VgpuMode {
     }
 }
 
+/// Who chose a pod's mode: the values of the annotation `tessera.dev/vgpu-mode-by`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ChosenBy {
+    /// The pod's author, by the annotation `nvidia.com/vgpu-mode`: the mode is a constraint.
+    User,
+    /// The webhook: the mode is a hint, and planning may choose the other one.
+    Tessera,
+}
+
+impl ChosenBy {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::User, Self::Tessera];
+
+    /// The value of the annotation.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::User => "user",
+            Self::Tessera => "tessera",
+        }
+    }
+}
+
+impl fmt::Display for ChosenBy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// A text that is neither `user` nor `tessera`.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} did not choose the mode; write \"user\" or \"tessera\"")]
+pub struct UnknownChooser(pub String);
+
+impl FromStr for ChosenBy {
+    type Err = UnknownChooser;
+
+    fn from_str(text: &str) -> Result<Self, UnknownChooser> {
+        Self::ALL
+            .into_iter()
+            .find(|who| who.as_str() == text)
+            .ok_or_else(|| UnknownChooser(text.to_owned()))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -109,6 +153,10 @@ mod tests {
             assert_eq!(mode.to_string().parse(), Ok(mode));
             assert_eq!(serde_json::to_value(mode).unwrap(), mode.to_string());
         }
+        for who in ChosenBy::ALL {
+            assert_eq!(who.to_string().parse(), Ok(who));
+        }
+        assert!("tesera".parse::<ChosenBy>().is_err());
     }
 
     #[test]

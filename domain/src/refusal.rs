@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::{Memory, VgpuMode};
+use crate::{demand::Memory, mode::VgpuMode};
 
 /// Why a node cannot take a demand: one of a closed list, naming what is scarce.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -57,10 +57,10 @@ pub struct Needs {
 
 impl Refusal {
     /// Whether no pod's end would change it, so that preempting one would be in vain.
-    pub fn is_lasting(&self) -> bool {
+    pub fn is_unresolvable(&self) -> bool {
         match self {
             Self::Occupied { .. } | Self::NoAgent => false,
-            Self::Both(mig, hami_core) => mig.is_lasting() && hami_core.is_lasting(),
+            Self::Both(mig, hami_core) => mig.is_unresolvable() && hami_core.is_unresolvable(),
             _ => true,
         }
     }

@@ -2,7 +2,10 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Gpu, InstanceState, Model, NodeMode, VgpuMode};
+use crate::{
+    gpu::{Gpu, InstanceState, Model},
+    mode::{NodeMode, VgpuMode},
+};
 
 /// Status of the cluster-scoped object `GpuNode` (`tessera.dev/v1alpha1`), one a node, named as the node.
 ///
@@ -64,7 +67,7 @@ impl GpuNodeStatus {
 
     /// Fills [`layout`](Self::layout) and [`in_use`](Self::in_use) from the cards.
     #[must_use]
-    pub fn summed_up(mut self) -> Self {
+    pub fn with_summary(mut self) -> Self {
         self.in_use = 0;
         let mut cards = Vec::with_capacity(self.gpus.len());
         for gpu in &self.gpus {
@@ -101,7 +104,7 @@ impl GpuNodeStatus {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Instance, fixtures};
+    use crate::{fixtures, gpu::Instance};
 
     #[test]
     fn the_layout_names_the_pods() {
@@ -121,7 +124,7 @@ mod tests {
         });
         status.gpus[1].unhealthy = Some("XID 79".into());
         status.gpus[1].changing_to = Some(VgpuMode::HamiCore);
-        let status = status.summed_up();
+        let status = status.with_summary();
         assert_eq!(
             status.layout,
             "0: 1g.10gb@6=default/a | 1: - (unhealthy) (to hami-core)"

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use comfy_table::{Table, presets};
 use daemon::{gpu_node::GpuNode, pods};
-use domain::{ClaimedDevice, Gpu};
+use domain::{claim::ClaimedDevice, gpu::Gpu};
 use k8s_openapi::api::core::v1::Pod;
 use kube::{Api, Client, ResourceExt, api::ListParams};
 

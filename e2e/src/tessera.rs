@@ -9,7 +9,7 @@ use std::{
 };
 
 use daemon::gpu_node::GpuNode;
-use domain::VgpuMode;
+use domain::mode::VgpuMode;
 use k8s_openapi::api::{admissionregistration::v1::MutatingWebhookConfiguration, core::v1::Node};
 use kube::{
     Api, ResourceExt,
@@ -282,7 +282,7 @@ impl Tessera {
     }
 
     /// All nodes as their agents publish them.
-    pub async fn gpu_nodes(&self) -> Result<Vec<(String, domain::GpuNodeStatus)>, Error> {
+    pub async fn gpu_nodes(&self) -> Result<Vec<(String, domain::status::GpuNodeStatus)>, Error> {
         let nodes: Api<GpuNode> = Api::all(self.cluster.client());
         let nodes = nodes.list(&ListParams::default()).await?;
         Ok(nodes
@@ -292,7 +292,7 @@ impl Tessera {
     }
 
     /// The node as its agent publishes it.
-    pub async fn gpu_node(&self, name: &str) -> Result<domain::GpuNodeStatus, Error> {
+    pub async fn gpu_node(&self, name: &str) -> Result<domain::status::GpuNodeStatus, Error> {
         let nodes: Api<GpuNode> = Api::all(self.cluster.client());
         Ok(nodes.get(name).await?.status.unwrap_or_default())
     }

@@ -25,7 +25,7 @@ use daemon::{
     shutdown::{self, CancellationToken},
     tasks::{Tasks, until},
 };
-use domain::{GpuNodeStatus, NodeMode, keys};
+use domain::{keys, mode::NodeMode, status::GpuNodeStatus};
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::{Api, ResourceExt, runtime::watcher};
 use tokio::{

@@ -24,7 +24,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use domain::{Claim, FilterDevices, Model, Offer, VgpuMode, fixtures};
+use domain::{
+    claim::Claim,
+    config::FilterDevices,
+    fixtures,
+    gpu::{Model, Offer},
+    mode::VgpuMode,
+};
 use nodeagent::{
     gpus::instances::{Tenure, Wanted},
     materialise::journal::Journal,

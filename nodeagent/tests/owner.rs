@@ -13,7 +13,11 @@ use std::{
     time::Duration,
 };
 
-use domain::{FilterDevices, InstanceState, NodeMode, Offer, VgpuMode};
+use domain::{
+    config::FilterDevices,
+    gpu::{InstanceState, Offer},
+    mode::{NodeMode, VgpuMode},
+};
 use nodeagent::{
     gpus::instances::{CardState, Wanted},
     materialise::{Happening, Inventory, Owner, Settings},

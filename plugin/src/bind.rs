@@ -6,7 +6,7 @@ use std::{
 };
 
 use daemon::{follow::Shared, pods};
-use domain::{Config, Demand, keys};
+use domain::{config::Config, demand::Demand, keys};
 use k8s_openapi::api::core::v1::{Binding, ObjectReference, Pod};
 use kube::{
     Api, Client, ResourceExt,
@@ -119,7 +119,7 @@ impl Binder {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use domain::{VgpuMode, fixtures};
+    use domain::{fixtures, mode::VgpuMode};
     use http::{Request, Response};
     use kube::client::Body;
     use serde_json::{Value, json};

@@ -28,9 +28,10 @@ use daemon::{
     shutdown::{self, CancellationToken},
     tasks::{Tasks, until},
 };
-use domain::{Demand, PodUid, Rule};
+use domain::{demand::Demand, rule::Rule};
 use hyper::{Method, Request, Response, StatusCode, body::Incoming};
 use kube::ResourceExt;
+use placement::cluster::PodUid;
 use prometheus_client::{
     encoding::{EncodeLabelSet, EncodeLabelValue},
     metrics::{
@@ -209,7 +210,7 @@ async fn tune(cluster: Shared) {
     loop {
         let mixes = cluster.read().mixes();
         for (model, layouts, mix) in mixes {
-            let tuned = move || domain::tune(&layouts, &mix.parts);
+            let tuned = move || placement::simulation::tuning::tune(&layouts, &mix.parts);
             let Ok(weighing) = tokio::task::spawn_blocking(tuned).await else {
                 continue;
             };

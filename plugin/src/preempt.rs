@@ -14,12 +14,17 @@ use std::{
 };
 
 use daemon::follow::Shared;
-use domain::{Cluster, Config, Demand, PodUid, Victim, keys, room, victims};
+use domain::{config::Config, demand::Demand, keys};
 use k8s_openapi::api::core::v1::{ObjectReference, Pod};
 use kube::{
     Api, Client, ResourceExt,
     api::{DeleteParams, EvictParams, Preconditions},
     runtime::events::{Event, EventType, Recorder, Reporter},
+};
+use placement::{
+    cluster::{Cluster, PodUid},
+    preemption::{Victim, victims},
+    relocation::find_relocation,
 };
 use tokio::sync::mpsc;
 
@@ -75,12 +80,12 @@ pub fn preempt(
 /// The pods of a node that a pod of this priority may displace.
 fn lower(cluster: &Cluster, node: &str, priority: i32, spared: &BTreeSet<PodUid>) -> Vec<Victim> {
     let pods = cluster.pods_on(node).filter(|uid| !spared.contains(*uid));
-    let known = pods.filter_map(|uid| Some((uid, cluster.about(uid)?)));
+    let known = pods.filter_map(|uid| Some((uid, cluster.pod_info(uid)?)));
     known
-        .filter(|(_, about)| about.priority < priority && !about.name.is_empty())
-        .map(|(uid, about)| Victim {
+        .filter(|(_, info)| info.priority < priority)
+        .map(|(uid, info)| Victim {
             uid: uid.to_owned(),
-            priority: about.priority,
+            priority: info.priority,
             violates: false,
         })
         .collect()
@@ -106,7 +111,7 @@ fn choose(
     for node in named {
         let ending: BTreeSet<&str> = cluster
             .pods_on(node)
-            .filter(|uid| evicted.contains(*uid) || cluster.about(uid).is_some_and(|a| a.ending))
+            .filter(|uid| evicted.contains(*uid) || cluster.pod_info(uid).is_some_and(|a| a.ending))
             .chain(cluster.releasing(node))
             // What was set aside for it.
             .chain([own])
@@ -118,7 +123,7 @@ fn choose(
         if set.is_empty() {
             return Some((node.to_owned(), set));
         }
-        let of = |uid: &PodUid| cluster.about(uid).map_or(0, |about| about.priority);
+        let of = |uid: &PodUid| cluster.pod_info(uid).map_or(0, |info| info.priority);
         let highest = set.iter().map(of).max().unwrap_or(0);
         let sum: i64 = set.iter().map(|uid| i64::from(of(uid))).sum();
         let cost = (highest, sum, set.len());
@@ -161,7 +166,10 @@ pub async fn run(binder: Binder, waiting: Waiting, mut refused: mpsc::UnboundedR
             };
             let mut protected = false;
             for victim in &set {
-                let name = cluster.read().about(victim).map(|about| about.name.clone());
+                let name = cluster
+                    .read()
+                    .pod_info(victim)
+                    .map(|info| info.name.to_string());
                 let Some(name) = name else { continue };
                 match evict(&client, &name, victim).await {
                     Ok(()) => {
@@ -202,7 +210,7 @@ pub async fn run(binder: Binder, waiting: Waiting, mut refused: mpsc::UnboundedR
 fn set_aside(binder: &Binder, uid: &str, demand: &Demand, node: &str, evicted: &[PodUid]) {
     let mut cluster = binder.cluster.write();
     let ending = cluster.pods_on(node).filter(|pod| {
-        evicted.iter().any(|uid| uid == pod) || cluster.about(pod).is_some_and(|a| a.ending)
+        evicted.iter().any(|uid| uid == pod) || cluster.pod_info(pod).is_some_and(|a| a.ending)
     });
     let gone: BTreeSet<&str> = ending.chain(cluster.releasing(node)).chain([uid]).collect();
     let plan = cluster.plan_without(node, demand, &binder.config, &gone);
@@ -271,19 +279,19 @@ async fn by_restart(
     let view = {
         let cluster = cluster.read();
         let mut all = cluster.nodes().flat_map(|(name, _)| cluster.pods_on(name));
-        let any = all.any(|uid| cluster.about(uid).is_some_and(|about| about.movable));
+        let any = all.any(|uid| cluster.pod_info(uid).is_some_and(|info| info.movable));
         any.then(|| cluster.clone())?
     };
     let (demand, config, spared) = (refused.demand.clone(), config.clone(), spared.clone());
     // Every placement of every movable pod is looked at: not on the thread that answers kube-scheduler.
     let found = tokio::task::spawn_blocking(move || {
-        room(&view, &demand, &config, 1, |uid| {
-            !spared.contains(uid) && view.about(uid).is_some_and(|a| a.movable && !a.ending)
+        find_relocation(&view, &demand, &config, 1, |uid| {
+            !spared.contains(uid) && view.pod_info(uid).is_some_and(|a| a.movable && !a.ending)
         })
     });
-    let room = found.await.ok()??;
-    let (uid, _) = room.moves.into_iter().next()?;
-    Some((room.choice.node, uid))
+    let relocation = found.await.ok()??;
+    let (uid, _) = relocation.moves.into_iter().next()?;
+    Some((relocation.choice.node, uid))
 }
 
 async fn tell(recorder: &Recorder, name: &str, uid: &str, reason: &str, note: String) {
@@ -311,7 +319,8 @@ async fn tell(recorder: &Recorder, name: &str, uid: &str, reason: &str, note: St
 #[cfg(test)]
 mod tests {
     use super::*;
-    use domain::{About, VgpuMode, fixtures};
+    use domain::{fixtures, mode::VgpuMode, pod::PodName};
+    use placement::cluster::PodInfo;
     use serde_json::json;
 
     fn pod(mib: &str, priority: i32) -> serde_json::Value {
@@ -331,12 +340,13 @@ mod tests {
                 .plan("n", &demand.unwrap().unwrap(), &Config::default())
                 .unwrap();
             cluster.apply_pod(uid, "n", plan.claim);
-            let about = About {
-                name: format!("default/{uid}"),
+            let info = PodInfo {
+                name: PodName::new("default", uid),
                 priority,
-                ..About::default()
+                ending: false,
+                movable: false,
             };
-            cluster.describe(uid, about);
+            cluster.set_pod_info(uid, info);
         }
         cluster
     }
@@ -394,11 +404,11 @@ mod tests {
         );
         let never = Refused::new("default/p", pod_demand("40000"), None);
         assert_eq!(choose(&cluster, "u", &never, &config, &none, &none), None);
-        let about = About {
+        let info = PodInfo {
             ending: true,
-            ..cluster.about("b").unwrap().clone()
+            ..cluster.pod_info("b").unwrap().clone()
         };
-        cluster.describe("b", about);
+        cluster.set_pod_info("b", info);
         assert_eq!(
             choose(&cluster, "u", &refused(9), &config, &none, &none),
             waits

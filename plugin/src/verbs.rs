@@ -2,9 +2,10 @@
 
 use std::collections::BTreeSet;
 
-use domain::{Choice, Cluster, Config, Demand};
+use domain::{config::Config, demand::Demand};
 use k8s_openapi::List;
 use kube::ResourceExt;
+use placement::cluster::{Cluster, NodeChoice};
 
 use crate::protocol::{ExtenderArgs, FilterResult, HostPriority};
 
@@ -34,7 +35,7 @@ pub fn filter(args: ExtenderArgs, cluster: &Cluster, config: &Config) -> FilterR
                         keep.insert(name.clone());
                     }
                     Err(refusal) => {
-                        let failed = if refusal.is_lasting() {
+                        let failed = if refusal.is_unresolvable() {
                             &mut result.failed_and_unresolvable_nodes
                         } else {
                             &mut result.failed_nodes
@@ -86,7 +87,7 @@ pub fn prioritize(args: &ExtenderArgs, cluster: &Cluster, config: &Config) -> Ve
     let uid = args.pod.uid();
     let own: BTreeSet<&str> = uid.as_deref().into_iter().collect();
     let ranked = cluster.rank_without(names.iter().map(String::as_str), &demand, config, &own);
-    let hinted = |choice: &Choice| demand.hint.as_deref() == Some(&choice.node);
+    let hinted = |choice: &NodeChoice| demand.hint.as_deref() == Some(&choice.node);
     let mut scores = Vec::with_capacity(names.len());
     let mut current = BEST;
     for (at, choice) in ranked.iter().enumerate() {
@@ -112,7 +113,7 @@ pub fn prioritize(args: &ExtenderArgs, cluster: &Cluster, config: &Config) -> Ve
 }
 
 /// The best node of all for a demand: what the webhook writes as its hint.
-pub fn choose(cluster: &Cluster, demand: &Demand, config: &Config) -> Option<Choice> {
+pub fn choose(cluster: &Cluster, demand: &Demand, config: &Config) -> Option<NodeChoice> {
     let names: Vec<&str> = cluster.nodes().map(|(name, _)| name).collect();
     cluster.rank(names, demand, config).into_iter().next()
 }
@@ -120,7 +121,7 @@ pub fn choose(cluster: &Cluster, demand: &Demand, config: &Config) -> Option<Cho
 #[cfg(test)]
 mod tests {
     use super::*;
-    use domain::{VgpuMode, fixtures};
+    use domain::{fixtures, mode::VgpuMode};
     use serde_json::json;
 
     fn cluster() -> Cluster {

@@ -12,12 +12,13 @@ use std::{
 };
 
 use daemon::follow::Shared;
-use domain::{Cluster, Config, Demand, PodUid, keys};
+use domain::{config::Config, demand::Demand, keys};
 use k8s_openapi::api::core::v1::Node;
 use kube::{
     Api, Client,
     api::{Patch, PatchParams},
 };
+use placement::cluster::{Cluster, PodUid};
 use tokio::sync::mpsc;
 
 /// A pod that was refused by more nodes than this is taken to wait for any.
@@ -155,7 +156,7 @@ pub async fn run(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use domain::{PodRequest, VgpuMode, fixtures};
+    use domain::{demand::PodRequest, fixtures, mode::VgpuMode};
 
     fn demand() -> Demand {
         let pod: k8s_openapi::api::core::v1::Pod = serde_json::from_value(serde_json::json!({

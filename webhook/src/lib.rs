@@ -23,7 +23,7 @@ use daemon::{
     tasks::{Tasks, until},
     tls::Certificate,
 };
-use domain::Config;
+use domain::config::Config;
 use hyper::{Method, Request, Response, StatusCode, body::Incoming};
 use prometheus_client::{
     encoding::EncodeLabelSet,

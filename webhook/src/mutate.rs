@@ -3,12 +3,13 @@
 use std::collections::BTreeMap;
 
 use daemon::pods;
-use domain::{Cluster, Config, Demand, keys};
+use domain::{config::Config, demand::Demand, keys};
 use k8s_openapi::{
     api::core::v1::{Container, EnvVar, Pod, PodSpec},
     apimachinery::pkg::api::resource::Quantity,
 };
 use kube::ResourceExt;
+use placement::cluster::Cluster;
 
 /// The variable by which NVIDIA's container runtime is asked for devices past any scheduler.
 const VISIBLE_DEVICES: &str = "NVIDIA_VISIBLE_DEVICES";
@@ -31,7 +32,7 @@ pub fn mutate(mut pod: Pod, cluster: &Cluster, config: &Config) -> Result<(Pod, 
     if let Some(key) = pod
         .annotations()
         .keys()
-        .find(|key| key.starts_with(keys::OURS))
+        .find(|key| key.starts_with(keys::TESSERA_PREFIX))
     {
         return Err(format!(
             "annotation {key} is written by Tessera alone; remove it"
@@ -168,7 +169,7 @@ fn fill_in_limits(container: &mut Container, count: u32, config: &Config) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use domain::{VgpuMode, fixtures};
+    use domain::{fixtures, mode::VgpuMode};
     use serde_json::{Value, json};
 
     fn cluster() -> Cluster {

@@ -1,6 +1,6 @@
 //! `AdmissionReview` in, `AdmissionReview` out (`admission.k8s.io/v1`). Pure.
 
-use domain::{Cluster, Config};
+use domain::config::Config;
 use k8s_openapi::api::core::v1::Pod;
 use kube::core::{
     DynamicObject,
@@ -9,6 +9,7 @@ use kube::core::{
         Operation,
     },
 };
+use placement::cluster::Cluster;
 use prometheus_client::encoding::EncodeLabelValue;
 
 use crate::mutate::mutate;
@@ -89,7 +90,7 @@ fn admit(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use domain::{VgpuMode, fixtures};
+    use domain::{fixtures, mode::VgpuMode};
     use serde_json::{Value, json};
 
     fn cluster() -> Cluster {

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use domain::Slot;
+use domain::claim::Slot;
 
 /// How long an instance of ours may be without a pod: an agent's restart, an outage of the API server, retries.
 pub(super) const UNACCOUNTED: Duration = Duration::from_secs(20);

@@ -15,7 +15,7 @@ use std::{
 
 use anyhow::{Context, bail, ensure};
 use daemon::pods;
-use domain::InstanceState;
+use domain::gpu::InstanceState;
 use e2e::{
     Component, Error, Options, Tessera, clean_clocks, image::IMAGE, tessera::agent, wait::until,
 };

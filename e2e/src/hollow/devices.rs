@@ -5,7 +5,7 @@ use std::{
     hash::{DefaultHasher, Hash, Hasher},
 };
 
-use domain::ContainerKind;
+use domain::demand::ContainerKind;
 use k8s_openapi::ByteString;
 use serde::{Deserialize, Serialize};
 

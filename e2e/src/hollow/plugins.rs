@@ -2,7 +2,7 @@
 
 use std::{path::Path, sync::Arc};
 
-use domain::ContainerKind;
+use domain::demand::ContainerKind;
 use nodeagent::kubelet::api::{
     device_plugin::{
         Empty, RegisterRequest,

@@ -7,7 +7,7 @@ use std::{
 };
 
 use daemon::pods;
-use domain::ContainerKind;
+use domain::demand::ContainerKind;
 use k8s_openapi::api::core::v1::{Container as ContainerSpec, ContainerStatus, Pod};
 use kube::{
     Api, ResourceExt,

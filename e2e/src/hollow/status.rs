@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use domain::ContainerKind;
+use domain::demand::ContainerKind;
 use k8s_openapi::{
     api::core::v1::{ContainerStatus, Pod},
     apimachinery::pkg::apis::meta::v1::Time,

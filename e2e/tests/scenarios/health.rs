@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
-use domain::{NodeMode, VgpuMode};
+use domain::mode::{NodeMode, VgpuMode};
 use e2e::{Component, GpuNodeSpec, process::Process, tessera::agent, wait::until};
 use k8s_openapi::api::{
     apps::v1::Deployment,
@@ -226,7 +226,7 @@ pub(crate) async fn an_idle_gpu_changes_its_mode_for_a_pod_that_fits_nowhere_els
     world.label(AUTO, NodeMode::Auto).await?;
     until("the GPU to work by demand", PATIENCE, async || {
         let status = world.tessera.gpu_node(AUTO).await.ok()?;
-        status.gpus.first()?.by_demand.then_some(())
+        status.gpus.first()?.auto_mode.then_some(())
     })
     .await?;
     let of = |name: &str, mode: VgpuMode| {

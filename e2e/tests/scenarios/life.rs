@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use anyhow::{Context, ensure};
-use domain::{NodeMode, VgpuMode};
+use domain::mode::{NodeMode, VgpuMode};
 use e2e::{Component, GpuNodeSpec, tessera::agent, wait::until};
 use k8s_openapi::api::core::v1::Node;
 use kube::{Api, ResourceExt};

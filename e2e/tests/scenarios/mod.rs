@@ -11,7 +11,11 @@ use std::{collections::BTreeSet, pin::Pin, time::Duration};
 
 use anyhow::{Context, ensure};
 use daemon::pods;
-use domain::{GpuNodeStatus, InstanceState, NodeMode, VgpuMode};
+use domain::{
+    gpu::InstanceState,
+    mode::{NodeMode, VgpuMode},
+    status::GpuNodeStatus,
+};
 use e2e::{Tessera, image::IMAGE, table, wait::until};
 use k8s_openapi::api::core::v1::{Event, Node, Pod};
 use kube::{

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use domain::{Claim, ContainerClaim};
+use domain::claim::{Claim, ContainerClaim};
 
 use crate::materialise::journal::Bound;
 

@@ -2,7 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use domain::{ClaimedDevice, DeviceMode, InstanceState, Model, NodeMode, Slices, Slot, VgpuMode};
+use domain::{
+    claim::{ClaimedDevice, Slot},
+    config::DeviceMode,
+    gpu::{InstanceState, Model},
+    mode::{NodeMode, VgpuMode},
+    slices::Slices,
+};
 
 use crate::{
     gpus::claims::ClaimedPod,
@@ -175,7 +181,7 @@ impl Wanted {
         let named = self
             .devices
             .iter()
-            .find(|device| device.is_of(card.index, &card.uuid));
+            .find(|device| device.applies_to(card.index, &card.uuid));
         named.map(|device| device.operatingmode).or(self.node)
     }
 }
@@ -830,7 +836,11 @@ mod tests {
         gpus::claims::Progress,
         nvml::{ComputeInstance, Standing},
     };
-    use domain::{Claim, ContainerClaim, ContainerKind, Share, fixtures};
+    use domain::{
+        claim::{Claim, ContainerClaim, Share},
+        demand::ContainerKind,
+        fixtures,
+    };
 
     const GPU: &str = "GPU-1";
     const PATIENCE: Patience = Patience {

@@ -13,7 +13,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use domain::Share;
+use domain::claim::Share;
 use nix::sys::stat::{Mode, SFlag, makedev, mknod};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};

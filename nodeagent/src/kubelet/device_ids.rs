@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use domain::ContainerKind;
+use domain::demand::ContainerKind;
 
 use crate::gpus::claims::ClaimedPod;
 
@@ -179,7 +179,7 @@ fn choose(pod: &ClaimedPod, candidates: &[&str], served: Option<&Served>) -> Own
 mod tests {
     use super::*;
     use crate::gpus::claims::Progress;
-    use domain::{Claim, ClaimedDevice, ContainerClaim, Slot};
+    use domain::claim::{Claim, ClaimedDevice, ContainerClaim, Slot};
 
     fn ids(list: &[&str]) -> DeviceIds {
         list.iter().map(|id| (*id).to_owned()).collect()

@@ -6,7 +6,10 @@
 
 use std::{path::PathBuf, pin::Pin, time::Duration};
 
-use domain::{ClaimedDevice, Share, VgpuMode};
+use domain::{
+    claim::{ClaimedDevice, Share},
+    mode::VgpuMode,
+};
 use tokio::{net::UnixListener, sync::watch, time::Instant};
 use tokio_stream::{
     Stream, StreamExt,

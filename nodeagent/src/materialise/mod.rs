@@ -44,7 +44,7 @@ pub struct Settings {
     /// How many idle instances are kept.
     pub idle_limit: usize,
     /// Cards that are none of our business.
-    pub filter: domain::FilterDevices,
+    pub filter: domain::config::FilterDevices,
     /// Faults that are not looked at.
     pub ignored: Ignored,
     /// Program and arguments that reset a card, `{uuid}` stands for it; empty: no card is reset.

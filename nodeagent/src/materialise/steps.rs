@@ -2,7 +2,7 @@
 
 use std::{process::Command, time::Instant};
 
-use domain::{Slot, VgpuMode};
+use domain::{claim::Slot, mode::VgpuMode};
 
 use super::{
     Happening,

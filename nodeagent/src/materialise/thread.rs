@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use domain::{ClaimedDevice, Slot};
+use domain::claim::{ClaimedDevice, Slot};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::{Busy, Command, Happening, Inventory, LiveDevice, Settings};

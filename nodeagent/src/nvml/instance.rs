@@ -2,7 +2,7 @@
 
 use std::ptr;
 
-use domain::Model;
+use domain::gpu::Model;
 use nvml_wrapper_sys::bindings as sys;
 
 use super::{Cards, Code, ComputeInstance, LiveInstance, NvmlError, call, profile::narrow};

@@ -14,7 +14,7 @@ mod watch;
 
 use std::{cell::RefCell, collections::BTreeMap, ffi::OsStr, mem, ptr};
 
-use domain::{FilterDevices, Model, Slices};
+use domain::{config::FilterDevices, gpu::Model, slices::Slices};
 use nvml_wrapper::Nvml;
 use nvml_wrapper_sys::bindings as sys;
 

@@ -2,7 +2,7 @@
 
 use std::ptr;
 
-use domain::{Model, Offer};
+use domain::gpu::{Model, Offer};
 use nvml_wrapper_sys::bindings as sys;
 
 use super::{Cards, Code, NvmlError, c_text, call, version};

@@ -6,7 +6,11 @@ use daemon::{
     gpu_node::{GpuNode, GpuNodeSpec},
     ready::Latch,
 };
-use domain::{Condition, Gpu, GpuNodeStatus, Instance, InstanceState, REGISTERED, keys};
+use domain::{
+    gpu::{Gpu, Instance, InstanceState},
+    keys,
+    status::{Condition, GpuNodeStatus, REGISTERED},
+};
 use k8s_openapi::{api::core::v1::Node, apimachinery::pkg::apis::meta::v1::OwnerReference};
 use kube::{
     Api, Client, Resource, ResourceExt,
@@ -31,9 +35,9 @@ pub fn cards(inventory: &Inventory, shares: u32) -> Vec<Gpu> {
             memory_mib: state.card.model.memory_mib,
             mode: state.mode(),
             changing_to: instances.changing_to(&state.card.uuid),
-            by_demand: instances.is_by_demand(state),
+            auto_mode: instances.is_by_demand(state),
             unhealthy: inventory.ailment(&state.card.uuid),
-            shares,
+            max_shares: shares,
             numa: state.card.numa,
             instances: state
                 .instances
@@ -140,7 +144,7 @@ fn status(
         conditions,
         ..GpuNodeStatus::default()
     }
-    .summed_up()
+    .with_summary()
 }
 
 type Said = (&'static str, bool, &'static str, String);
@@ -387,7 +391,7 @@ mod tests {
         gpus::instances::{CardState, Held, Instances},
         nvml::{LiveInstance, MigMode, Standing, SurveyedCard},
     };
-    use domain::{NodeMode, fixtures};
+    use domain::{fixtures, mode::NodeMode};
 
     fn inventory() -> Inventory {
         let card = SurveyedCard {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use domain::{Claim, Offer};
+use domain::{claim::Claim, gpu::Offer};
 use nodeagent::gpus::claims::ClaimedPod;
 
 /// A claim of one container `main` on one instance.

@@ -2,10 +2,15 @@
 
 use std::collections::BTreeMap;
 
-use crate::{
-    Card, Claim, ClaimedDevice, Config, ContainerClaim, ContainerDemand, ContainerKind, Demand,
-    Geometry, InstanceState, Memory, Model, Needs, Offer, Policy, Refusal, Share, Slices, Slot,
-    VgpuMode, card::Candidate,
+use crate::card::{Candidate, Card};
+use domain::{
+    claim::{Claim, ClaimedDevice, ContainerClaim, Share, Slot},
+    config::{Config, Geometry},
+    demand::{ContainerDemand, ContainerKind, Demand, Memory, Policy},
+    gpu::{InstanceState, Model, Offer},
+    mode::VgpuMode,
+    refusal::{Needs, Refusal},
+    slices::Slices,
 };
 
 /// How a node would serve a demand.
@@ -55,7 +60,7 @@ pub fn plan(cards: &[Card<'_>], demand: &Demand, config: &Config) -> Result<Plan
     }
     let mut usable: Vec<&Card<'_>> = cards
         .iter()
-        .filter(|card| demand.cards.accepts(&card.model.name, &card.gpu.uuid))
+        .filter(|card| demand.gpus.accepts(&card.model.name, &card.gpu.uuid))
         .collect();
     if usable.is_empty() {
         return Err(Refusal::Model);
@@ -89,7 +94,7 @@ pub fn plan(cards: &[Card<'_>], demand: &Demand, config: &Config) -> Result<Plan
         // Idle cards that change their mode by demand count as if they had: their instances, all idle, will be gone.
         let willing = usable.iter().filter(|card| {
             let gpu = card.gpu;
-            gpu.by_demand && gpu.mode != mode && gpu.changing_to.is_none() && card.is_idle()
+            gpu.auto_mode && gpu.mode != mode && gpu.changing_to.is_none() && card.is_idle()
         });
         let more: Vec<Card<'_>> = willing.map(|card| (**card).clone()).collect();
         if more.is_empty() {
@@ -130,7 +135,7 @@ struct Need {
 }
 
 /// One way to place one device.
-struct Choice<'a> {
+struct DeviceChoice<'a> {
     /// MiB above the smallest sufficient size.
     larger: u64,
     /// Which of the known geometries it takes the card to.
@@ -321,7 +326,7 @@ impl<'a> Search<'a> {
         };
         for choice in self.choices(*need) {
             let device = self.device(&choice);
-            let Choice {
+            let DeviceChoice {
                 card, loss, larger, ..
             } = choice;
             self.steps += 1;
@@ -345,9 +350,9 @@ impl<'a> Search<'a> {
     }
 
     /// Every way to place one device, best first.
-    fn choices(&self, need: Need) -> Vec<Choice<'a>> {
+    fn choices(&self, need: Need) -> Vec<DeviceChoice<'a>> {
         let demand = &self.demand.containers[need.container];
-        let mut choices: Vec<Choice<'a>> = Vec::new();
+        let mut choices: Vec<DeviceChoice<'a>> = Vec::new();
         for (at, card) in self.cards.iter().enumerate() {
             let order = match self.demand.gpu_policy {
                 Some(Policy::Binpack) => -card.used(),
@@ -370,7 +375,7 @@ impl<'a> Search<'a> {
                             None => Some(0),
                         };
                         if let Some(geometry) = geometry {
-                            choices.push(Choice {
+                            choices.push(DeviceChoice {
                                 larger: candidate.offer.memory_mib.saturating_sub(smallest),
                                 geometry,
                                 order,
@@ -391,7 +396,7 @@ impl<'a> Search<'a> {
                         let part = part_of_card(mem, cores, card.model);
                         // Without a wish the fullest card first: whole cards stay free.
                         let loss = part * (2.0 - card.used());
-                        choices.push(Choice {
+                        choices.push(DeviceChoice {
                             larger: 0,
                             geometry: 0,
                             order,
@@ -414,7 +419,7 @@ impl<'a> Search<'a> {
         choices
     }
 
-    fn device(&self, choice: &Choice<'a>) -> ClaimedDevice {
+    fn device(&self, choice: &DeviceChoice<'a>) -> ClaimedDevice {
         let card = &self.cards[choice.card];
         match &choice.piece {
             Piece::Mig(candidate) => ClaimedDevice::Mig(slot(card, candidate)),
@@ -431,9 +436,9 @@ impl<'a> Search<'a> {
         match device {
             ClaimedDevice::Mig(slot) => card.hold(slot.slices(), slot.profile.clone()),
             ClaimedDevice::HamiCore(share) => {
-                card.shares.shares += 1;
-                card.shares.mem += share.mem;
-                card.shares.cores += share.cores;
+                card.used_shares.count += 1;
+                card.used_shares.mem += share.mem;
+                card.used_shares.cores += share.cores;
             }
         }
     }
@@ -443,9 +448,9 @@ impl<'a> Search<'a> {
         match device {
             ClaimedDevice::Mig(slot) => card.undo(slot.slices()),
             ClaimedDevice::HamiCore(share) => {
-                card.shares.shares -= 1;
-                card.shares.mem -= share.mem;
-                card.shares.cores -= share.cores;
+                card.used_shares.count -= 1;
+                card.used_shares.mem -= share.mem;
+                card.used_shares.cores -= share.cores;
             }
         }
     }
@@ -523,7 +528,7 @@ impl<'a> Search<'a> {
                     .choices(need)
                     .into_iter()
                     .min_by(|a, b| {
-                        let new = |choice: &Choice<'a>| self.new_slices(&own.device(choice));
+                        let new = |choice: &DeviceChoice<'a>| self.new_slices(&own.device(choice));
                         a.larger
                             .cmp(&b.larger)
                             .then(new(a).cmp(&new(b)))
@@ -725,8 +730,8 @@ impl<'a> Search<'a> {
             VgpuMode::HamiCore => self
                 .cards
                 .iter()
-                .filter(|card| card.shares.shares < card.gpu.shares)
-                .map(|card| card.model.memory_mib.saturating_sub(card.shares.mem))
+                .filter(|card| card.used_shares.count < card.gpu.max_shares)
+                .map(|card| card.model.memory_mib.saturating_sub(card.used_shares.mem))
                 .max()
                 .filter(|mib| *mib > 0)
                 .map(|mib| format!("{mib} MiB")),
@@ -771,9 +776,9 @@ fn hold(card: &mut Card<'_>, device: &ClaimedDevice) {
     match device {
         ClaimedDevice::Mig(slot) => card.hold(slot.slices(), slot.profile.clone()),
         ClaimedDevice::HamiCore(share) => {
-            card.shares.shares += 1;
-            card.shares.mem += share.mem;
-            card.shares.cores += share.cores;
+            card.used_shares.count += 1;
+            card.used_shares.mem += share.mem;
+            card.used_shares.cores += share.cores;
         }
     }
 }
@@ -815,9 +820,9 @@ fn free_share(card: &Card<'_>, demand: &ContainerDemand) -> Option<(u64, u32)> {
     } else {
         demand.cores.min(100)
     };
-    let fits = card.shares.shares < card.gpu.shares
-        && card.shares.mem + mem <= card.model.memory_mib
-        && card.shares.cores + cores <= 100;
+    let fits = card.used_shares.count < card.gpu.max_shares
+        && card.used_shares.mem + mem <= card.model.memory_mib
+        && card.used_shares.cores + cores <= 100;
     fits.then_some((mem, cores))
 }
 

@@ -2,7 +2,12 @@
 
 use std::borrow::Cow;
 
-use crate::{Gpu, Model, Offer, Potential, ShareUse, Slices};
+use crate::potential::Potential;
+use domain::{
+    claim::ShareUse,
+    gpu::{Gpu, Model, Offer},
+    slices::Slices,
+};
 
 /// A card with all that is held of it, by claims and by instances that cannot be given away.
 #[derive(Clone, Debug)]
@@ -18,7 +23,7 @@ pub struct Card<'a> {
     /// The profile on each of them.
     profiles: Vec<Cow<'a, str>>,
     /// Software shares that are held.
-    pub shares: ShareUse,
+    pub used_shares: ShareUse,
 }
 
 /// A legal placement for a request, with its price.
@@ -39,7 +44,7 @@ impl<'a> Card<'a> {
             potential,
             held: Vec::new(),
             profiles: Vec::new(),
-            shares: ShareUse::default(),
+            used_shares: ShareUse::default(),
         }
     }
 
@@ -71,7 +76,7 @@ impl<'a> Card<'a> {
 
     /// Whether nothing at all is held of the card.
     pub fn is_idle(&self) -> bool {
-        self.held.is_empty() && self.shares == ShareUse::default()
+        self.held.is_empty() && self.used_shares == ShareUse::default()
     }
 
     /// The part of the card that is held, 0 to 1.
@@ -81,7 +86,7 @@ impl<'a> Card<'a> {
             clippy::cast_precision_loss,
             reason = "memory sizes are far below 2^52"
         )]
-        let shares = self.shares.mem as f64 / self.model.memory_mib.max(1) as f64;
+        let shares = self.used_shares.mem as f64 / self.model.memory_mib.max(1) as f64;
         slices.max(shares)
     }
 
@@ -125,7 +130,8 @@ impl<'a> Card<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Layouts, Mix, VgpuMode, Weighing, fixtures};
+    use crate::{layouts::Layouts, mix::Mix, potential::Weighing};
+    use domain::{fixtures, mode::VgpuMode};
 
     fn cheapest(model: &Model, held: &[(u8, u8)], profiles: &[&str]) -> Option<(String, u8)> {
         let status = fixtures::node("n", model, 1, VgpuMode::Mig);

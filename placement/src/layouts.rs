@@ -4,9 +4,12 @@
 //! same slices share it. An 8-slice card has 14 windows and 417 states, so whatever a rule wants to
 //! know of a state can be computed for all of them once.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 
-use crate::{Mix, Model, Offer, Slices};
+use domain::{
+    gpu::{Model, Offer},
+    slices::Slices,
+};
 
 /// Index of a state in [`Layouts::states`]; 0 is the empty card.
 pub type StateId = u16;
@@ -129,24 +132,6 @@ impl Layouts {
         self.offers.iter().position(|offer| offer.profile == name)
     }
 
-    /// The mix by the instances that are claimed, by the name of their profile.
-    ///
-    /// In twentieths, so that it changes now and then only, and with a few of each at first. A
-    /// function of the claims alone: the same after a restart, whatever came first.
-    pub fn mix(&self, claimed: &BTreeMap<String, u32>) -> Mix {
-        const AT_FIRST: u32 = 3;
-        let counts = self
-            .offers
-            .iter()
-            .map(|offer| claimed.get(&offer.profile).unwrap_or(&0));
-        let counts: Vec<u32> = counts.map(|count| count + AT_FIRST).collect();
-        let all: u32 = counts.iter().sum();
-        let twentieths = counts
-            .iter()
-            .map(|count| (20 * count + all / 2) / all.max(1));
-        Mix::of(twentieths.map(f64::from).collect())
-    }
-
     /// All states.
     pub fn ids(&self) -> impl Iterator<Item = StateId> + use<> {
         0..StateId::try_from(self.states.len()).unwrap_or(StateId::MAX)
@@ -156,7 +141,7 @@ impl Layouts {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fixtures;
+    use domain::fixtures;
 
     /// Layouts with profiles, counted from the states: a window counts once for each profile that may stand on it.
     fn counted(model: &Model, wanted: impl Fn(&str) -> bool) -> (u64, u64) {

@@ -4,7 +4,10 @@ use std::collections::{BinaryHeap, HashMap};
 
 use rand::{Rng, SeedableRng, rngs::SmallRng};
 
-use crate::{Fleet, Layouts, Placed};
+use crate::{
+    layouts::Layouts,
+    simulation::fleet::{Fleet, Placed},
+};
 
 /// A pod of one device. Times are in whatever unit the caller counts.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -71,24 +74,29 @@ pub fn poisson(
         .collect()
 }
 
-/// When a pod ends, and its number; the earliest is the largest, as a heap wants it.
+/// When a pod ends. The earliest is the largest, so that a [`BinaryHeap`] gives it first.
 #[derive(Clone, Copy, Debug)]
-pub struct End(pub f64, pub usize);
+pub struct Departure {
+    /// When, in the unit of the arrivals.
+    pub at: f64,
+    /// The pod's number in the order of arrival.
+    pub pod: usize,
+}
 
-impl PartialEq for End {
+impl PartialEq for Departure {
     fn eq(&self, other: &Self) -> bool {
         self.cmp(other).is_eq()
     }
 }
-impl Eq for End {}
-impl PartialOrd for End {
+impl Eq for Departure {}
+impl PartialOrd for Departure {
     fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
         Some(self.cmp(other))
     }
 }
-impl Ord for End {
+impl Ord for Departure {
     fn cmp(&self, other: &Self) -> std::cmp::Ordering {
-        other.0.total_cmp(&self.0).then(other.1.cmp(&self.1))
+        other.at.total_cmp(&self.at).then(other.pod.cmp(&self.pod))
     }
 }
 
@@ -96,12 +104,12 @@ impl Ord for End {
 /// moved for a pod that would be lost.
 pub fn lossy(fleet: &mut Fleet<'_>, arrivals: &[Arrival], skip: usize, moves: bool) -> Outcome {
     let layouts = fleet.layouts();
-    let mut ends: BinaryHeap<End> = BinaryHeap::new();
+    let mut ends: BinaryHeap<Departure> = BinaryHeap::new();
     let mut live: Vec<Option<Placed>> = vec![None; arrivals.len()];
     let mut holders: HashMap<Placed, usize> = HashMap::new();
     let mut outcome = Outcome::default();
     for (number, arrival) in arrivals.iter().enumerate() {
-        while let Some(End(at, pod)) = ends.peek().copied()
+        while let Some(Departure { at, pod }) = ends.peek().copied()
             && at <= arrival.at
         {
             ends.pop();
@@ -130,7 +138,10 @@ pub fn lossy(fleet: &mut Fleet<'_>, arrivals: &[Arrival], skip: usize, moves: bo
             if moves {
                 holders.insert(placed, number);
             }
-            ends.push(End(arrival.at + arrival.lifetime, number));
+            ends.push(Departure {
+                at: arrival.at + arrival.lifetime,
+                pod: number,
+            });
         }
         if number >= skip {
             let size = u64::from(layouts.offers[arrival.profile].size);
@@ -149,16 +160,16 @@ pub fn lossy(fleet: &mut Fleet<'_>, arrivals: &[Arrival], skip: usize, moves: bo
 ///
 /// As kube-scheduler does it: a pod that does not fit holds up no other.
 pub fn waiting(fleet: &mut Fleet<'_>, arrivals: &[Arrival]) -> Vec<f64> {
-    let mut ends: BinaryHeap<End> = BinaryHeap::new();
+    let mut ends: BinaryHeap<Departure> = BinaryHeap::new();
     let mut live: Vec<Option<Placed>> = vec![None; arrivals.len()];
     let mut waits = vec![0.0; arrivals.len()];
     let mut queue: Vec<usize> = Vec::new();
     let mut next = 0;
     loop {
-        let end = ends.peek().map(|end| end.0);
+        let end = ends.peek().map(|end| end.at);
         let now = match (end, arrivals.get(next)) {
             (Some(at), arrival) if arrival.is_none_or(|arrival| at <= arrival.at) => {
-                if let Some(placed) = ends.pop().and_then(|end| live[end.1].take()) {
+                if let Some(placed) = ends.pop().and_then(|end| live[end.pod].take()) {
                     fleet.remove(placed);
                 }
                 at
@@ -186,7 +197,10 @@ pub fn waiting(fleet: &mut Fleet<'_>, arrivals: &[Arrival]) -> Vec<f64> {
                 return true;
             }
             waits[pod] = now - at;
-            ends.push(End(now + lifetime, pod));
+            ends.push(Departure {
+                at: now + lifetime,
+                pod,
+            });
             false
         });
     }

@@ -8,10 +8,14 @@
 use std::time::Instant;
 
 use clap::Parser;
-use domain::{
-    Fleet, Layouts, Rule,
-    churn::{self, Arrival, Outcome},
-    fixtures, repack,
+use domain::{fixtures, rule::Rule};
+use placement::{
+    layouts::Layouts,
+    simulation::{
+        self,
+        churn::{self, Arrival, Outcome},
+        repack,
+    },
 };
 use rand::{Rng, SeedableRng, rngs::SmallRng};
 
@@ -87,11 +91,14 @@ fn arrivals(layouts: &Layouts, mix: &[f64], load: f64, cards: u32, seed: u64) ->
 fn run(layouts: &Layouts, row: Row, cards: u32, arrivals: &[Arrival]) -> Outcome {
     let skip = arrivals.len() / 4;
     match row {
-        Row::Rule(rule) => {
-            churn::lossy(&mut Fleet::new(layouts, rule, cards), arrivals, skip, false)
-        }
+        Row::Rule(rule) => churn::lossy(
+            &mut simulation::fleet(layouts, rule, cards),
+            arrivals,
+            skip,
+            false,
+        ),
         Row::OneMove => churn::lossy(
-            &mut Fleet::new(layouts, Rule::Demand, cards),
+            &mut simulation::fleet(layouts, Rule::Demand, cards),
             arrivals,
             skip,
             true,
@@ -326,7 +333,7 @@ fn waiting(layouts: &Layouts) {
                 arrival.lifetime = (normal - 0.5).exp();
             }
             rules.map(|rule| {
-                let mut fleet = Fleet::new(layouts, rule, CARDS);
+                let mut fleet = simulation::fleet(layouts, rule, CARDS);
                 fleet.node = 4;
                 let waits = churn::waiting(&mut fleet, &arrivals);
                 let of = |profile: Option<usize>| {
@@ -381,7 +388,7 @@ fn fill(layouts: &Layouts, rules: &[Rule], runs: u64) {
         for (at, mix) in mixes(layouts).iter().enumerate() {
             let values = parallel(runs, |run| {
                 let arrivals = arrivals(layouts, mix, 1.0, CARDS, run * 4 + at as u64);
-                let mut fleet = Fleet::new(layouts, *rule, CARDS);
+                let mut fleet = simulation::fleet(layouts, *rule, CARDS);
                 let all = u64::from(CARDS) * u64::from(layouts.slices);
                 let (mut asked, mut got) = (0, 0);
                 for arrival in arrivals {

@@ -3,10 +3,8 @@
 //! `items` are GPUs: the inverse of the throughput is the time a GPU.
 
 use divan::{Bencher, counter::ItemsCount};
-use domain::{
-    Cluster, Config, VgpuMode,
-    fixtures::{self, demand},
-};
+use domain::{config::Config, fixtures, fixtures::demand, mode::VgpuMode};
+use placement::cluster::Cluster;
 
 const GPUS: u32 = 8;
 

@@ -8,7 +8,8 @@
 
 use std::collections::HashMap;
 
-use crate::{Layouts, Offer, Slices};
+use crate::{layouts::Layouts, mix::Mix};
+use domain::{gpu::Offer, slices::Slices};
 
 /// What a state of a card is worth: ours, and those of published rules that have this form.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -38,14 +39,6 @@ impl Weighing {
     pub fn follows_mix(self) -> bool {
         matches!(self, Self::Demand(_) | Self::Fgd)
     }
-}
-
-/// The mix of profiles that are asked for, each a part of 1, in the order of the model's plain offers.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Mix {
-    /// Parts; they add up to 1.
-    pub parts: Vec<f64>,
-    seen: u32,
 }
 
 /// The constants of the demand-aware weighing; found by simulation on 8-slice cards, and by relative size on others.
@@ -80,43 +73,6 @@ impl Default for Parameters {
                 0.4708, // eighths that have a compute slice
             ],
             credit: [0.0199, 0.0111, 0.026, 0.0227],
-        }
-    }
-}
-
-/// Requests over which the mix is averaged.
-const MEMORY: u32 = 500;
-
-impl Mix {
-    /// Nothing is known: all the same.
-    pub fn unknown(profiles: usize) -> Self {
-        let part = 1.0 / f64::from(u32::try_from(profiles.max(1)).unwrap_or(u32::MAX));
-        Self {
-            parts: vec![part; profiles],
-            seen: 0,
-        }
-    }
-
-    /// The mix of these weights.
-    pub fn of(mut weights: Vec<f64>) -> Self {
-        let sum: f64 = weights.iter().sum();
-        for weight in &mut weights {
-            *weight /= sum.max(f64::MIN_POSITIVE);
-        }
-        Self {
-            parts: weights,
-            seen: MEMORY,
-        }
-    }
-
-    /// A request for the profile of that index was seen.
-    pub fn saw(&mut self, profile: usize) {
-        // The unknown mix counts as some requests at first, so that the first few do not decide alone.
-        self.seen = (self.seen + 1).min(MEMORY);
-        let weight = 1.0 / f64::from(self.seen + 20).min(f64::from(MEMORY));
-        for (at, part) in self.parts.iter_mut().enumerate() {
-            let now = if at == profile { 1.0 } else { 0.0 };
-            *part += weight * (now - *part);
         }
     }
 }
@@ -426,7 +382,7 @@ fn fixed(class: Class, at: u32) -> (f64, f64) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fixtures;
+    use domain::fixtures;
 
     #[test]
     fn an_empty_card_is_worth_most() {
@@ -460,15 +416,5 @@ mod tests {
             let usable = usable(&layouts);
             assert_eq!(usable[&Slices::EMPTY], u32::from(model.memory_slices));
         }
-    }
-
-    #[test]
-    fn the_mix_follows_what_is_asked_for() {
-        let mut mix = Mix::unknown(4);
-        for _ in 0..2_000 {
-            mix.saw(2);
-        }
-        assert!(mix.parts[2] > 0.95, "{mix:?}");
-        assert!((mix.parts.iter().sum::<f64>() - 1.0).abs() < 1e-9);
     }
 }

@@ -1,6 +1,11 @@
 //! Self-tuning: which weighing is best for a mix, by simulation.
 
-use crate::{Fleet, Layouts, Parameters, Weighing, churn};
+use crate::{
+    layouts::Layouts,
+    potential::{Parameters, Weighing},
+    simulation::churn,
+    simulation::fleet::Fleet,
+};
 
 /// Cards, arrivals and runs of a simulation; the load is the one at which packing matters.
 const CARDS: u32 = 64;
@@ -76,7 +81,7 @@ pub fn tune(layouts: &Layouts, mix: &[f64]) -> Weighing {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fixtures;
+    use domain::fixtures;
 
     #[test]
     fn tuning_finds_the_same_again_and_something_else_for_another_mix() {

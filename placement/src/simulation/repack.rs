@@ -1,6 +1,7 @@
 //! Whether devices fit on cards if every one of them could be moved: the bound that no rule can pass.
 
-use crate::{Layouts, Slices};
+use crate::layouts::Layouts;
+use domain::slices::Slices;
 
 /// Whether so many devices of each profile (in the order of [`Layouts::offers`]) fit on so many cards in any
 /// arrangement; `None` for a grid that is neither of nested windows nor that of a 7-slice card.
@@ -64,7 +65,7 @@ fn is_nested(layouts: &Layouts) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fixtures;
+    use domain::fixtures;
     use proptest::prelude::*;
 
     /// Tries every window of every card for every device.

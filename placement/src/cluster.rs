@@ -3,8 +3,23 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use crate::{
-    Card, Claim, Config, Demand, GpuNodeStatus, InstanceState, Layouts, Mix, Model, Plan, Policy,
-    Potential, Refusal, Rule, VgpuMode, Weighing, is_calm, plan,
+    card::Card,
+    layouts::Layouts,
+    mix::Mix,
+    plan::{Plan, plan},
+    potential::{Potential, Weighing},
+    rule::{fills_empty_cards, many_cards_empty, weighing},
+};
+use domain::{
+    claim::Claim,
+    config::Config,
+    demand::{Demand, Policy},
+    gpu::{InstanceState, Model},
+    mode::VgpuMode,
+    pod::PodName,
+    refusal::Refusal,
+    rule::Rule,
+    status::GpuNodeStatus,
 };
 
 /// UID of a pod.
@@ -17,10 +32,10 @@ pub type PodUid = String;
 #[derive(Clone, Debug, Default)]
 pub struct Cluster {
     nodes: BTreeMap<String, GpuNodeStatus>,
-    pods: HashMap<PodUid, Holder>,
+    pods: HashMap<PodUid, ClaimedPod>,
     by_node: HashMap<String, BTreeSet<PodUid>>,
-    /// Nodes of which it is known whether their kubelet offers devices.
-    served: HashMap<String, bool>,
+    /// Whether a node's kubelet has devices to allocate, for the nodes that were seen.
+    allocatable: HashMap<String, bool>,
     /// How many instances of each profile are claimed: the mix that placements are weighed by.
     claimed: BTreeMap<String, u32>,
     rule: Rule,
@@ -44,8 +59,8 @@ struct Weighed {
 
 impl Weighed {
     fn new(model: Model, layouts: Layouts, mix: Mix, rule: Rule) -> Self {
-        let weighing = rule.weighing().unwrap_or_default();
-        let filling = matches!(rule, Rule::Demand | Rule::Tuned);
+        let weighing = weighing(rule).unwrap_or_default();
+        let filling = fills_empty_cards(rule);
         Self {
             potential: Potential::new(&layouts, weighing, &mix),
             filling: filling.then(|| Potential::new(&layouts, Weighing::Filling, &mix)),
@@ -59,7 +74,7 @@ impl Weighed {
 
     fn potential(&self) -> &Potential {
         match &self.filling {
-            Some(filling) if is_calm(self.count.cards, self.count.empty) => filling,
+            Some(filling) if many_cards_empty(self.count.cards, self.count.empty) => filling,
             _ => &self.potential,
         }
     }
@@ -74,22 +89,23 @@ struct Count {
 
 /// A pod that holds a claim.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Holder {
+struct ClaimedPod {
     node: String,
     claim: Claim,
     /// Until when an assumed claim is believed without having been seen, milliseconds; `None`: seen.
     deadline: Option<u64>,
-    about: About,
+    /// `None` until the pod was seen.
+    info: Option<PodInfo>,
 }
 
 /// What is known of a pod that holds a claim, beside the claim.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct About {
-    /// `namespace/name`.
-    pub name: String,
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PodInfo {
+    /// Its namespace and name.
+    pub name: PodName,
     /// Its priority.
     pub priority: i32,
-    /// Whether it was told to end.
+    /// Whether it is terminating.
     pub ending: bool,
     /// Whether it may be restarted elsewhere to make room.
     pub movable: bool,
@@ -97,7 +113,7 @@ pub struct About {
 
 /// A node that can take a demand.
 #[derive(Clone, Debug)]
-pub struct Choice {
+pub struct NodeChoice {
     /// The node.
     pub node: String,
     /// How it would.
@@ -116,7 +132,7 @@ impl Cluster {
         }
     }
 
-    /// The models of MIG cards, with the mix that is claimed: what [`tune`](crate::tune) asks for.
+    /// The models of MIG cards, with the mix that is claimed: what [`tune`](crate::simulation::tuning::tune) asks for.
     pub fn mixes(&self) -> Vec<(String, Layouts, Mix)> {
         let all = self.weighed.iter();
         all.map(|w| (w.model.name.clone(), w.layouts.clone(), w.mix.clone()))
@@ -142,7 +158,7 @@ impl Cluster {
             if !self.weighed.iter().any(|known| known.model == *model)
                 && let Some(layouts) = Layouts::new(model)
             {
-                let mix = layouts.mix(&self.claimed);
+                let mix = Mix::of_claims(&layouts.offers, &self.claimed);
                 self.weighed
                     .push(Weighed::new(model.clone(), layouts, mix, self.rule));
             }
@@ -151,14 +167,14 @@ impl Cluster {
         self.count(name);
     }
 
-    /// Takes over whether a node's kubelet offers devices; tells whether that is new.
-    pub fn apply_served(&mut self, name: &str, served: bool) -> bool {
-        self.served.insert(name.to_owned(), served) != Some(served)
+    /// Takes over whether a node's kubelet has devices to allocate; returns whether that is new.
+    pub fn set_allocatable(&mut self, node: &str, allocatable: bool) -> bool {
+        self.allocatable.insert(node.to_owned(), allocatable) != Some(allocatable)
     }
 
-    /// Forgets a node that is gone.
-    pub fn remove_served(&mut self, name: &str) {
-        self.served.remove(name);
+    /// Forgets whether the kubelet of a node that is gone has devices.
+    pub fn remove_allocatable(&mut self, node: &str) {
+        self.allocatable.remove(node);
     }
 
     /// Forgets a node whose `GpuNode` is gone; the claims of its pods stay.
@@ -185,34 +201,34 @@ impl Cluster {
     }
 
     /// Keeps what is known of a pod that holds a claim.
-    pub fn describe(&mut self, uid: &str, about: About) {
-        if let Some(holder) = self.pods.get_mut(uid) {
-            holder.about = about;
+    pub fn set_pod_info(&mut self, uid: &str, info: PodInfo) {
+        if let Some(pod) = self.pods.get_mut(uid) {
+            pod.info = Some(info);
         }
     }
 
-    /// What is known of a pod that holds a claim.
-    pub fn about(&self, uid: &str) -> Option<&About> {
-        self.pods.get(uid).map(|holder| &holder.about)
+    /// What is known of a pod that holds a claim; `None` for an assumed one that was not seen yet.
+    pub fn pod_info(&self, uid: &str) -> Option<&PodInfo> {
+        self.pods.get(uid)?.info.as_ref()
     }
 
     /// Forgets a pod that is gone or has ended for good; tells the node that it held something of.
     pub fn remove_pod(&mut self, uid: &str) -> Option<String> {
-        let holder = self.pods.remove(uid)?;
-        for slot in holder.claim.slots() {
+        let pod = self.pods.remove(uid)?;
+        for slot in pod.claim.slots() {
             if let Some(count) = self.claimed.get_mut(&slot.profile) {
                 *count = count.saturating_sub(1);
             }
         }
         self.weigh();
-        if let Some(uids) = self.by_node.get_mut(&holder.node) {
+        if let Some(uids) = self.by_node.get_mut(&pod.node) {
             uids.remove(uid);
             if uids.is_empty() {
-                self.by_node.remove(&holder.node);
+                self.by_node.remove(&pod.node);
             }
         }
-        self.count(&holder.node);
-        Some(holder.node)
+        self.count(&pod.node);
+        Some(pod.node)
     }
 
     /// Forgets a pod and the instances that it has, as after its end.
@@ -234,7 +250,7 @@ impl Cluster {
         let gone: Vec<_> = self
             .pods
             .iter()
-            .filter(|(uid, holder)| holder.deadline.is_none() && !seen.contains(*uid))
+            .filter(|(uid, pod)| pod.deadline.is_none() && !seen.contains(*uid))
             .map(|(uid, _)| uid.clone())
             .collect();
         for uid in gone {
@@ -257,11 +273,7 @@ impl Cluster {
 
     /// Drops an assumed claim whose binding failed; one that was seen stays.
     pub fn forget(&mut self, uid: &str) {
-        if self
-            .pods
-            .get(uid)
-            .is_some_and(|holder| holder.deadline.is_some())
-        {
+        if self.pods.get(uid).is_some_and(|pod| pod.deadline.is_some()) {
             self.remove_pod(uid);
         }
     }
@@ -271,7 +283,7 @@ impl Cluster {
         let late: Vec<_> = self
             .pods
             .iter()
-            .filter(|(_, holder)| holder.deadline.is_some_and(|deadline| deadline <= now))
+            .filter(|(_, pod)| pod.deadline.is_some_and(|deadline| deadline <= now))
             .map(|(uid, _)| uid.clone())
             .collect();
         for uid in late {
@@ -283,7 +295,7 @@ impl Cluster {
     pub fn claim(&self, uid: &str) -> Option<(&str, &Claim)> {
         self.pods
             .get(uid)
-            .map(|holder| (holder.node.as_str(), &holder.claim))
+            .map(|pod| (pod.node.as_str(), &pod.claim))
     }
 
     /// How many pods hold a claim.
@@ -294,7 +306,7 @@ impl Cluster {
     /// Weighs the windows again where the mix has changed.
     fn weigh(&mut self) {
         for weighed in &mut self.weighed {
-            let mix = weighed.layouts.mix(&self.claimed);
+            let mix = Mix::of_claims(&weighed.layouts.offers, &self.claimed);
             if mix != weighed.mix {
                 weighed.potential = Potential::new(&weighed.layouts, weighed.weighing, &mix);
                 weighed.mix = mix;
@@ -345,11 +357,11 @@ impl Cluster {
             .insert(uid.to_owned());
         self.pods.insert(
             uid.to_owned(),
-            Holder {
+            ClaimedPod {
                 node: node.to_owned(),
                 claim,
                 deadline,
-                about: About::default(),
+                info: None,
             },
         );
         self.count(node);
@@ -368,7 +380,7 @@ impl Cluster {
         let Some(status) = self.nodes.get(node) else {
             return vec![];
         };
-        let holders = || {
+        let pods = || {
             self.by_node
                 .get(node)
                 .into_iter()
@@ -400,21 +412,17 @@ impl Cluster {
                 Some(card)
             })
             .collect();
-        for holder in holders() {
-            for device in holder.claim.devices() {
+        for pod in pods() {
+            for device in pod.claim.devices() {
                 let card = cards.iter_mut().find(|card| card.gpu.uuid == device.gpu());
                 if let (Some(card), Some(slot)) = (card, device.slot()) {
                     card.hold(slot.slices(), &slot.profile);
                 }
             }
-            if holder
-                .claim
-                .devices()
-                .any(|device| device.share().is_some())
-            {
+            if pod.claim.devices().any(|device| device.share().is_some()) {
                 for card in &mut cards {
-                    let share = holder.claim.share_use(&card.gpu.uuid);
-                    card.shares = card.shares.plus(share);
+                    let share = pod.claim.share_use(&card.gpu.uuid);
+                    card.used_shares = card.used_shares.plus(share);
                 }
             }
         }
@@ -442,7 +450,7 @@ impl Cluster {
     ) -> Result<Plan, Refusal> {
         if let Some(status) = self.nodes.get(node) {
             // The agent says it at once, kubelet within ten seconds, but also of an agent that died.
-            if !status.is_registered() || self.served.get(node) == Some(&false) {
+            if !status.is_registered() || self.allocatable.get(node) == Some(&false) {
                 return Err(Refusal::NoAgent);
             }
         }
@@ -474,7 +482,7 @@ impl Cluster {
         nodes: impl IntoIterator<Item = &'n str>,
         demand: &Demand,
         config: &Config,
-    ) -> Vec<Choice> {
+    ) -> Vec<NodeChoice> {
         self.rank_without(nodes, demand, config, &BTreeSet::new())
     }
 
@@ -485,12 +493,12 @@ impl Cluster {
         demand: &Demand,
         config: &Config,
         gone: &BTreeSet<&str>,
-    ) -> Vec<Choice> {
-        let mut choices: Vec<Choice> = nodes
+    ) -> Vec<NodeChoice> {
+        let mut choices: Vec<NodeChoice> = nodes
             .into_iter()
             .filter_map(|node| {
                 let plan = self.plan_without(node, demand, config, gone).ok()?;
-                Some(Choice {
+                Some(NodeChoice {
                     node: node.to_owned(),
                     plan,
                 })
@@ -501,7 +509,7 @@ impl Cluster {
             Some(Policy::Spread) => plan.used,
             None => 0.0,
         };
-        let hinted = |choice: &Choice| demand.hint.as_deref() != Some(&choice.node);
+        let hinted = |choice: &NodeChoice| demand.hint.as_deref() != Some(&choice.node);
         choices.sort_by(|a, b| {
             a.plan
                 .changes_mode
@@ -520,7 +528,7 @@ impl Cluster {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fixtures::{self, demand as one};
+    use domain::{fixtures, fixtures::demand as one};
 
     #[test]
     fn no_slice_is_wasted_while_many_cards_are_empty_and_the_counts_follow() {
@@ -585,7 +593,10 @@ mod tests {
         cluster.remove_pod("a");
         assert_eq!(place(&mut cluster, "c", 40_000).unwrap().0, "3g.40gb");
         let lasting = place(&mut cluster, "d", 80_000).unwrap_err();
-        assert!(lasting.is_lasting(), "no geometry has 7g.80gb: {lasting}");
+        assert!(
+            lasting.is_unresolvable(),
+            "no geometry has 7g.80gb: {lasting}"
+        );
     }
 
     #[test]
@@ -627,17 +638,17 @@ mod tests {
         let demand = one(1_000);
         let plan = |cluster: &Cluster| cluster.plan("n", &demand, &Config::default());
         assert!(plan(&cluster).is_ok(), "unknown is no reason");
-        assert!(cluster.apply_served("n", false) && !cluster.apply_served("n", false));
+        assert!(cluster.set_allocatable("n", false) && !cluster.set_allocatable("n", false));
         let refusal = plan(&cluster).unwrap_err();
         assert_eq!(refusal, Refusal::NoAgent);
-        assert!(!refusal.is_lasting());
-        assert!(cluster.apply_served("n", true));
+        assert!(!refusal.is_unresolvable());
+        assert!(cluster.set_allocatable("n", true));
         assert!(plan(&cluster).is_ok());
         // Or as the agent says.
         for (status, takes) in [("False", false), ("True", true)] {
             let mut node = fixtures::node("n", &fixtures::a30(), 1, VgpuMode::Mig);
-            node.conditions.push(crate::Condition {
-                kind: crate::REGISTERED.into(),
+            node.conditions.push(domain::status::Condition {
+                kind: domain::status::REGISTERED.into(),
                 status: status.into(),
                 reason: "R".into(),
                 message: "m".into(),
@@ -654,7 +665,7 @@ mod tests {
         let fixed = fixtures::node("fixed", &fixtures::a30(), 1, VgpuMode::HamiCore);
         let mut auto = fixtures::node("auto", &fixtures::a30(), 2, VgpuMode::HamiCore);
         for gpu in &mut auto.gpus {
-            gpu.by_demand = true;
+            gpu.auto_mode = true;
         }
         cluster.apply_node("fixed", fixed);
         cluster.apply_node("auto", auto.clone());
@@ -701,7 +712,7 @@ mod tests {
     /// Peer lesson: a slot is free when its instance is gone or idle, not when its pod is.
     #[test]
     fn the_slices_of_an_instance_are_free_only_when_it_is_idle() {
-        use crate::Instance;
+        use domain::gpu::Instance;
         let mut node = fixtures::node("n", &fixtures::a30(), 1, VgpuMode::Mig);
         node.gpus[0].instances.push(Instance {
             profile: "4g.24gb".into(),

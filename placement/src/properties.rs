@@ -4,9 +4,16 @@ use std::collections::BTreeMap;
 
 use proptest::prelude::*;
 
-use crate::{
-    CardSelector, Claim, Cluster, Config, ContainerDemand, ContainerKind, Demand, GpuNodeStatus,
-    Memory, Model, Offer, Slices, Slot, VgpuMode, fixtures,
+use crate::cluster::Cluster;
+use domain::{
+    claim::{Claim, Slot},
+    config::Config,
+    demand::{ContainerDemand, ContainerKind, Demand, GpuSelector, Memory},
+    fixtures,
+    gpu::{Model, Offer},
+    mode::VgpuMode,
+    slices::Slices,
+    status::GpuNodeStatus,
 };
 
 fn model() -> impl Strategy<Value = Model> {
@@ -51,7 +58,7 @@ fn demand(kinds: impl Strategy<Value = ContainerKind>) -> impl Strategy<Value = 
         Demand {
             mode: Some(VgpuMode::Mig),
             containers,
-            cards: CardSelector::default(),
+            gpus: GpuSelector::default(),
             node_policy: None,
             gpu_policy: None,
             hint: None,
@@ -153,10 +160,10 @@ fn cluster(status: &GpuNodeStatus, held: &[Slot]) -> Cluster {
 
 fn claim_of(slot: &Slot) -> Claim {
     Claim {
-        containers: vec![crate::ContainerClaim {
+        containers: vec![domain::claim::ContainerClaim {
             name: "c".to_owned(),
             kind: ContainerKind::App,
-            devices: vec![crate::ClaimedDevice::Mig(slot.clone())],
+            devices: vec![domain::claim::ClaimedDevice::Mig(slot.clone())],
         }],
     }
 }

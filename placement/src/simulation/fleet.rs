@@ -1,22 +1,25 @@
 //! Many cards of one model, by the state they are in: one device is placed by a look-up, by any rule.
 //!
 //! For what is asked offline (simulation, benchmarks), at millions of decisions a second; pods of
-//! several devices on real nodes are planned by [`plan`](crate::plan).
+//! several devices on real nodes are planned by [`plan`](crate::plan::plan).
 
-use std::{collections::BTreeSet, fmt, str::FromStr};
-
-use serde::Deserialize;
+use std::collections::BTreeSet;
 
 use crate::{
-    Layouts, Mix, Potential, Slices, StateId, Weighing, WindowId,
-    potential::{freedom, placements},
-    tuning::tune,
+    layouts::{Layouts, StateId, WindowId},
+    mix::Mix,
+    potential::{Potential, Weighing, freedom, placements},
+    rule::{fills_empty_cards, many_cards_empty, weighing},
 };
+use domain::{rule::Rule, slices::Slices};
 
 /// Tables that follow the mix are made again after so many requests.
 const REFRESH: u32 = 1_000;
 /// A rule is tuned again when a part of the mix has moved by so much.
 const DRIFT: f64 = 0.05;
+
+/// Finds the weighing that is best for a mix: [`tune`](super::tuning::tune).
+pub(crate) type Tuner = fn(&Layouts, &[f64]) -> Weighing;
 
 /// For each profile the states where it fits, best first.
 type Order = Vec<Vec<Step>>;
@@ -27,124 +30,6 @@ struct Step {
     rank: u32,
     state: StateId,
     window: WindowId,
-}
-
-/// Whether so many of the cards are empty that there is no need to waste a slice of others.
-///
-/// A fifth, and enough of them: of a few cards chance empties some at any load.
-pub fn is_calm(cards: u32, empty: u32) -> bool {
-    empty >= 16 && empty * 5 >= cards
-}
-
-/// A rule of placement: ours, and those that it is compared with.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
-#[serde(try_from = "String")]
-pub enum Rule {
-    /// The least loss of potential, weighed by the mix that was seen; without waste while many cards are empty: the default.
-    #[default]
-    Demand,
-    /// The same, with the weighing that a simulation of the mix finds best.
-    Tuned,
-    /// The least loss of potential, weighed by hand.
-    Fixed,
-    /// One card after the other.
-    RoundRobin,
-    /// The first card that has room, at its lowest start.
-    FirstFit,
-    /// The card with the least free slices, at the best start of a fixed order.
-    BestFit,
-    /// `HAMi` up to 2.9: templates, first fit.
-    HamiTemplates,
-    /// `HAMi` 2.10 as shipped: fullest node, emptiest card.
-    Hami210,
-    /// `HAMi` 2.10 with the fullest card of all.
-    Hami210Binpack,
-    /// `HAMi` after 2.10 (pull request 2855): fullest card, longest free run left, most legal placements left.
-    HamiMaster,
-    /// Minimum fragmentation increment, only profiles that fit in the free slices (arXiv 2511.18906, literal).
-    Mfi,
-    /// The same over all profiles.
-    MfiAll,
-    /// Fragmentation gradient descent on MIG masks.
-    Fgd,
-}
-
-impl Rule {
-    /// Every rule, ours first.
-    pub const ALL: [Self; 13] = [
-        Self::Demand,
-        Self::Tuned,
-        Self::Fixed,
-        Self::RoundRobin,
-        Self::FirstFit,
-        Self::BestFit,
-        Self::HamiTemplates,
-        Self::Hami210,
-        Self::Hami210Binpack,
-        Self::HamiMaster,
-        Self::Mfi,
-        Self::MfiAll,
-        Self::Fgd,
-    ];
-
-    /// What it weighs states by; none where it does not.
-    pub fn weighing(self) -> Option<Weighing> {
-        Some(match self {
-            Self::Demand | Self::Tuned => Weighing::default(),
-            Self::Fixed => Weighing::Fixed,
-            Self::Mfi => Weighing::Mfi,
-            Self::MfiAll => Weighing::MfiAll,
-            Self::Fgd => Weighing::Fgd,
-            _ => return None,
-        })
-    }
-}
-
-impl fmt::Display for Rule {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            Self::Demand => "demand",
-            Self::Tuned => "tuned",
-            Self::Fixed => "fixed",
-            Self::RoundRobin => "round-robin",
-            Self::FirstFit => "first-fit",
-            Self::BestFit => "best-fit",
-            Self::HamiTemplates => "hami-2.9",
-            Self::Hami210 => "hami-2.10",
-            Self::Hami210Binpack => "hami-2.10-binpack",
-            Self::HamiMaster => "hami-master",
-            Self::Mfi => "mfi",
-            Self::MfiAll => "mfi-all",
-            Self::Fgd => "fgd",
-        })
-    }
-}
-
-/// A text that names no rule.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{text:?} is no rule of placement; write one of: {}", Rule::ALL.map(|rule| rule.to_string()).join(", "))]
-pub struct UnknownRule {
-    /// As written.
-    pub text: String,
-}
-
-impl FromStr for Rule {
-    type Err = UnknownRule;
-
-    fn from_str(text: &str) -> Result<Self, UnknownRule> {
-        let found = Self::ALL.into_iter().find(|rule| rule.to_string() == text);
-        found.ok_or_else(|| UnknownRule {
-            text: text.to_owned(),
-        })
-    }
-}
-
-impl TryFrom<String> for Rule {
-    type Error = UnknownRule;
-
-    fn try_from(text: String) -> Result<Self, UnknownRule> {
-        text.parse()
-    }
 }
 
 /// Where a device was placed.
@@ -190,6 +75,8 @@ pub struct Fleet<'a> {
     preferred: Vec<Vec<WindowId>>,
     /// Cards of a node, for the rules that look at nodes.
     pub node: usize,
+    /// Tunes the weighing when the mix has moved; `None`: it stays as it is.
+    tuner: Option<Tuner>,
     /// The mix that the weighing was tuned for.
     tuned_for: Option<Mix>,
     next: usize,
@@ -197,9 +84,11 @@ pub struct Fleet<'a> {
 }
 
 impl<'a> Fleet<'a> {
-    /// So many empty cards.
-    pub fn new(layouts: &'a Layouts, rule: Rule, cards: u32) -> Self {
-        Self::build(layouts, rule, rule.weighing(), cards)
+    /// So many empty cards, placed by a rule; a tuner tunes its weighing to the mix.
+    pub(crate) fn new(layouts: &'a Layouts, rule: Rule, tuner: Option<Tuner>, cards: u32) -> Self {
+        let mut fleet = Self::build(layouts, rule, weighing(rule), cards);
+        fleet.tuner = tuner;
+        fleet
     }
 
     /// So many empty cards, placed by the loss of worth in this weighing.
@@ -230,6 +119,7 @@ impl<'a> Fleet<'a> {
             template: vec![None; cards as usize],
             preferred: vec![],
             node: 8,
+            tuner: None,
             tuned_for: None,
             next: 0,
             next_state: ids
@@ -239,7 +129,7 @@ impl<'a> Fleet<'a> {
         fleet.preferred = (0..layouts.offers.len())
             .map(|profile| fleet.by_preference(profile))
             .collect();
-        if matches!(rule, Rule::Demand | Rule::Tuned) {
+        if fills_empty_cards(rule) {
             let filling = Potential::new(layouts, Weighing::Filling, &fleet.mix);
             let held: Vec<Vec<Slices>> = layouts
                 .ids()
@@ -403,7 +293,7 @@ impl<'a> Fleet<'a> {
         let empty = u32::try_from(self.members[0].len()).unwrap_or(u32::MAX);
         let cards = u32::try_from(self.cards.len()).unwrap_or(u32::MAX);
         let order = match &self.filling {
-            Some(filling) if is_calm(cards, empty) => filling,
+            Some(filling) if many_cards_empty(cards, empty) => filling,
             _ => &self.order,
         };
         let mut best: Option<(u32, Placed)> = None;
@@ -547,8 +437,8 @@ impl<'a> Fleet<'a> {
 
     /// Makes the order of states again, by the mix of now.
     fn refresh(&mut self) {
-        if self.rule == Rule::Tuned && self.since_refresh > 0 {
-            self.tune();
+        if let Some(tuner) = self.tuner.filter(|_| self.since_refresh > 0) {
+            self.tune(tuner);
         }
         self.since_refresh = 0;
         let layouts = self.layouts;
@@ -576,7 +466,7 @@ impl<'a> Fleet<'a> {
     }
 
     /// Chooses the weighing anew where the mix has moved.
-    fn tune(&mut self) {
+    fn tune(&mut self, tuner: Tuner) {
         let drift = |known: &Mix| {
             let parts = known.parts.iter().zip(&self.mix.parts);
             parts.map(|(a, b)| (a - b).abs()).fold(0.0, f64::max)
@@ -586,7 +476,7 @@ impl<'a> Fleet<'a> {
             .as_ref()
             .is_none_or(|known| drift(known) > DRIFT)
         {
-            self.weighing = Some(tune(self.layouts, &self.mix.parts));
+            self.weighing = Some(tuner(self.layouts, &self.mix.parts));
             self.tuned_for = Some(self.mix.clone());
         }
     }
@@ -668,22 +558,13 @@ fn templates(layouts: &Layouts) -> Vec<Vec<WindowId>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fixtures;
+    use domain::fixtures;
     use proptest::prelude::*;
-
-    #[test]
-    fn what_is_printed_is_parsed() {
-        for rule in Rule::ALL {
-            assert_eq!(rule.to_string().parse(), Ok(rule));
-        }
-        let error = "best".parse::<Rule>().unwrap_err().to_string();
-        assert!(error.contains("best-fit"), "{error}");
-    }
 
     #[test]
     fn best_fit_tries_the_starts_that_keep_the_larger_windows() {
         let layouts = Layouts::new(&fixtures::a100_80gb()).unwrap();
-        let fleet = Fleet::new(&layouts, Rule::BestFit, 1);
+        let fleet = Fleet::new(&layouts, Rule::BestFit, None, 1);
         let starts = |name: &str| -> Vec<u32> {
             let windows = &fleet.preferred[layouts.profile(name).unwrap()];
             windows
@@ -721,7 +602,7 @@ mod tests {
             steps in prop::collection::vec((0usize..6, any::<prop::sample::Index>(), 0u8..3), 1..200),
         ) {
             let layouts = Layouts::new(&fixtures::a100_80gb()).unwrap();
-            let mut fleet = Fleet::new(&layouts, rule, 3);
+            let mut fleet = crate::simulation::fleet(&layouts, rule, 3);
             let mut live: Vec<Placed> = Vec::new();
             for (profile, victim, what) in steps {
                 if what == 0 && !live.is_empty() {

@@ -1,0 +1,191 @@
+//! Relocation: whose restart elsewhere makes room for a pod that fits nowhere. Nothing here restarts anything.
+
+use std::collections::BTreeSet;
+
+use domain::{
+    claim::{Claim, ClaimedDevice},
+    config::Config,
+    demand::{ContainerDemand, Demand, GpuSelector, Memory},
+};
+
+use crate::{
+    cluster::{Cluster, NodeChoice, PodUid},
+    subsets::{MAX_PLANS, MAX_SET_SIZE, subsets},
+};
+
+/// Pods whose restart makes room, and where everything is then.
+#[derive(Clone, Debug)]
+pub struct Relocation {
+    /// Where the waiting pod goes.
+    pub choice: NodeChoice,
+    /// The pods that restart, and where each goes.
+    pub moves: Vec<(PodUid, NodeChoice)>,
+}
+
+/// The smallest set of pods of one node whose restart makes a demand fit that fits nowhere now, every one of them
+/// finding a place again; at most so many pods, and never more than three.
+pub fn find_relocation(
+    cluster: &Cluster,
+    demand: &Demand,
+    config: &Config,
+    most: usize,
+    movable: impl Fn(&str) -> bool,
+) -> Option<Relocation> {
+    let nodes: Vec<String> = cluster.nodes().map(|(name, _)| name.to_owned()).collect();
+    let mut tries = 0;
+    for size in 1..=most.min(MAX_SET_SIZE) {
+        let mut best: Option<(f64, Relocation)> = None;
+        for node in &nodes {
+            let pods: Vec<&str> = cluster.pods_on(node).filter(|uid| movable(uid)).collect();
+            subsets(&pods, size, &mut |set| {
+                tries += 1;
+                if tries > MAX_PLANS {
+                    return;
+                }
+                let gone: BTreeSet<&str> = set.iter().copied().collect();
+                let Ok(plan) = cluster.plan_without(node, demand, config, &gone) else {
+                    return;
+                };
+                let choice = NodeChoice {
+                    node: node.clone(),
+                    plan,
+                };
+                if let Some((loss, moves)) = moved(cluster, &choice, set, config)
+                    && best.as_ref().is_none_or(|(known, _)| loss < *known)
+                {
+                    best = Some((loss, Relocation { choice, moves }));
+                }
+            });
+        }
+        if let Some((_, relocation)) = best {
+            return Some(relocation);
+        }
+    }
+    None
+}
+
+/// Where the pods of a set go once the demand stands at its place, and the capacity that costs.
+fn moved(
+    cluster: &Cluster,
+    choice: &NodeChoice,
+    set: &[&str],
+    config: &Config,
+) -> Option<(f64, Vec<(PodUid, NodeChoice)>)> {
+    let mut after = cluster.clone();
+    let claims: Vec<Claim> = set
+        .iter()
+        .filter_map(|uid| Some(cluster.claim(uid)?.1.clone()))
+        .collect();
+    for uid in set {
+        after.end(uid);
+    }
+    after.apply_pod("", &choice.node, choice.plan.claim.clone());
+    let mut loss = choice.plan.loss;
+    let mut moves = Vec::new();
+    for (uid, claim) in set.iter().zip(&claims) {
+        let names: Vec<String> = after.nodes().map(|(name, _)| name.to_owned()).collect();
+        let names = names.iter().map(String::as_str);
+        let to = after
+            .rank(names, &demand_of(claim), config)
+            .into_iter()
+            .next()?;
+        loss += to.plan.loss;
+        after.apply_pod(uid, &to.node, to.plan.claim.clone());
+        moves.push(((*uid).to_owned(), to));
+    }
+    Some((loss, moves))
+}
+
+/// The demand that a claim served: what a restarted pod asks for again.
+fn demand_of(claim: &Claim) -> Demand {
+    let containers = claim
+        .containers
+        .iter()
+        .map(|container| {
+            let mib = container.devices.iter().map(|device| match device {
+                ClaimedDevice::Mig(slot) => slot.mem,
+                ClaimedDevice::HamiCore(share) => share.mem,
+            });
+            let cores = container.devices.iter().filter_map(|device| device.share());
+            ContainerDemand {
+                name: container.name.clone(),
+                kind: container.kind,
+                count: u32::try_from(container.devices.len()).unwrap_or(u32::MAX),
+                memory: Memory::Mib(mib.max().unwrap_or(1)),
+                cores: cores.map(|share| share.cores).max().unwrap_or(0),
+            }
+        })
+        .collect();
+    Demand {
+        mode: claim.mode(),
+        containers,
+        gpus: GpuSelector::default(),
+        node_policy: None,
+        gpu_policy: None,
+        hint: None,
+        allow_larger: false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{cluster, one};
+    use domain::claim::Slot;
+
+    #[test]
+    fn the_one_pod_that_stands_in_the_way_restarts_elsewhere() {
+        // Singles on both halves of card 0, a half of card 1 free.
+        let cluster = cluster(
+            &[
+                ("a", "1g.10gb", 0, 0),
+                ("b", "1g.10gb", 0, 4),
+                ("c", "4g.40gb", 1, 0),
+                ("d", "1g.10gb", 1, 6),
+            ],
+            2,
+        );
+        let config = Config::default();
+        assert!(cluster.plan("n", &one(40_000), &config).is_err());
+        let relocation = find_relocation(&cluster, &one(40_000), &config, 3, |_| true).unwrap();
+        assert_eq!(relocation.moves.len(), 1);
+        let mut after = cluster.clone();
+        for (uid, choice) in &relocation.moves {
+            after.apply_pod(uid, &choice.node, choice.plan.claim.clone());
+        }
+        after.apply_pod("new", "n", relocation.choice.plan.claim.clone());
+        let slots: Vec<_> = ["a", "b", "c", "d", "new"]
+            .iter()
+            .flat_map(|uid| {
+                after
+                    .claim(uid)
+                    .unwrap()
+                    .1
+                    .slots()
+                    .cloned()
+                    .collect::<Vec<_>>()
+            })
+            .collect();
+        for (index, slot) in slots.iter().enumerate() {
+            let collides =
+                |other: &Slot| other.gpu == slot.gpu && other.slices().overlaps(slot.slices());
+            assert!(!slots[..index].iter().any(collides), "{slots:?}");
+        }
+        assert!(find_relocation(&cluster, &one(40_000), &config, 3, |_| false).is_none());
+    }
+
+    #[test]
+    fn no_room_where_slices_are_missing() {
+        let full = cluster(&[("a", "7g.80gb", 0, 0)], 1);
+        assert!(find_relocation(&full, &one(8_000), &Config::default(), 3, |_| true).is_none());
+    }
+
+    #[test]
+    fn a_whole_card_is_made_free_by_the_small_pod_on_it() {
+        let cluster = cluster(&[("half", "3g.40gb", 0, 4), ("small", "1g.10gb", 1, 4)], 2);
+        let config = Config::default();
+        let relocation =
+            find_relocation(&cluster, &one(80_000), &config, 1, |uid| uid == "small").unwrap();
+        assert_eq!(relocation.moves[0].0, "small");
+    }
+}
