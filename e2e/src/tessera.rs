@@ -42,7 +42,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 pub struct GpuNodeSpec {
     /// Its name.
     pub name: String,
-    /// Model of its GPUs, as in `nvml-sim/models.json`.
+    /// Model of its GPUs, as in `domain/models.json`.
     pub model: &'static str,
     /// How many.
     pub count: usize,

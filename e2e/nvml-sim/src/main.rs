@@ -31,7 +31,7 @@ struct Args {
 enum Command {
     /// Make the cards of a node.
     Create {
-        /// Model: `a100-80gb`, `h100-80gb`, `a30`, … or the key of models.json.
+        /// Model: `a100-80gb`, `h100-80gb`, `a30`, … or a key of domain/models.json.
         #[arg(long)]
         gpu: String,
         /// How many.

@@ -38,7 +38,7 @@ pub fn provision(dir: &Path, seed: &str, gpus: &[GpuSpec]) -> io::Result<()> {
         .zip(0u32..)
         .map(|(spec, index)| {
             let model = model::model(&spec.model).ok_or_else(|| {
-                io::Error::other(format!("no model {:?}; see models.json", spec.model))
+                io::Error::other(format!("no model {:?}; domain/models.json lists them", spec.model))
             })?;
             let hash = Sha1::digest(format!("{seed}/{index}"));
             let mut pdi = [0; 8];

@@ -55,7 +55,7 @@ pub struct Profile {
 }
 
 static MODELS: LazyLock<Vec<Model>> = LazyLock::new(|| {
-    serde_json::from_str(include_str!("../../domain/models.json"))
+    serde_json::from_str(include_str!("../../../domain/models.json"))
         .expect("the table is checked by a test")
 });
 
