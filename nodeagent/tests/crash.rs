@@ -37,10 +37,7 @@ use nodeagent::{
     materialise::{Owner, Settings},
     metrics::Metrics,
 };
-use nvml_sim::{
-    GpuSpec, built_library, provision,
-    store::{Action, Control, Rule, State, Store},
-};
+use nvml_sim::{GpuSpec, built_library, provision, fault::{Action, Control, Rule}, state::State, store::Store};
 use prometheus_client::registry::Registry;
 use serde::{Deserialize, Serialize};
 

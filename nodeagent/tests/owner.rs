@@ -23,13 +23,7 @@ use nodeagent::{
     materialise::{Happening, Inventory, Owner, Settings},
     metrics::Metrics,
 };
-use nvml_sim::{
-    GpuSpec, built_library,
-    card::RECOVER_BY_RESET,
-    event::{Event, XID},
-    provision,
-    store::{Action, Control, Rule, Store},
-};
+use nvml_sim::{GpuSpec, built_library, provision, card::RECOVER_BY_RESET, event::{Event, XID}, fault::{Action, Control, Rule}, store::Store};
 use prometheus_client::registry::Registry;
 use support::{claim, pods};
 
@@ -274,7 +268,7 @@ fn holder() {
     let cards = store.snapshot().unwrap().cards;
     let first = cards[gpu].instances.first();
     let instance = first.filter(|_| on_instance).map(|i| (i.id, i.serial, 0));
-    let held = store.hold(&nvml_sim::store::Holder {
+    let held = store.hold(&nvml_sim::process::Holder {
         pid: std::process::id(),
         gpu,
         instance,
@@ -662,7 +656,7 @@ fn a_reset_by_the_driver_that_is_pending_is_seen_at_the_start() {
         "a_reset_by_the_driver_that_is_pending_is_seen_at_the_start",
         async |world: World| {
             let gpus = world.cards("h100-80gb", 1, true);
-            let set = |state: &mut nvml_sim::store::State| {
+            let set = |state: &mut nvml_sim::state::State| {
                 state.cards[0].recovery_action = RECOVER_BY_RESET;
             };
             world.store().with(set).unwrap();

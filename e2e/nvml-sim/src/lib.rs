@@ -4,9 +4,15 @@
 //! cards, see the truth behind the ABI, and order faults.
 
 pub mod card;
+pub mod code;
 pub mod event;
+mod event_set;
+pub mod fault;
 mod ffi;
 pub mod model;
+mod proc;
+pub mod process;
+pub mod state;
 pub mod store;
 
 use std::{
@@ -16,7 +22,8 @@ use std::{
 
 use crate::{
     card::{Card, RECOVER_NOTHING, Remapped},
-    store::{State, Store},
+    state::State,
+    store::Store,
 };
 
 /// A card to make.
@@ -38,7 +45,10 @@ pub fn provision(dir: &Path, seed: &str, gpus: &[GpuSpec]) -> io::Result<()> {
         .zip(0u32..)
         .map(|(spec, index)| {
             let model = model::model(&spec.model).ok_or_else(|| {
-                io::Error::other(format!("no model {:?}; domain/models.json lists them", spec.model))
+                io::Error::other(format!(
+                    "no model {:?}; domain/models.json lists them",
+                    spec.model
+                ))
             })?;
             let hash = Sha1::digest(format!("{seed}/{index}"));
             let mut pdi = [0; 8];

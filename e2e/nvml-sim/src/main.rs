@@ -9,7 +9,8 @@ use nvml_sim::{
     GpuSpec,
     card::Card,
     event::{Event, XID},
-    store::{Control, Rule, Store},
+    fault::{Control, Rule},
+    store::Store,
 };
 
 /// Simulated NVIDIA cards in a state directory.

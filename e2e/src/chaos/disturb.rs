@@ -5,10 +5,7 @@ use std::{fmt, fs, path::Path, thread, time::Duration};
 use anyhow::Context;
 use e2e::process::Process;
 use nix::sys::signal::Signal;
-use nvml_sim::{
-    card::IN_USE,
-    store::{Action, Control, Rule, Store},
-};
+use nvml_sim::{code::IN_USE, fault::{Action, Control, Rule}, store::Store};
 use tokio::time::Instant;
 
 use super::{FOREIGN, HOLLOW, REAL};
@@ -122,7 +119,7 @@ pub(super) fn storm(card: usize, [compute, whole]: [u64; 2]) -> Vec<Rule> {
 /// Some instances cannot be made.
 pub(super) fn create_fails(times: u64) -> Vec<Rule> {
     let call = "nvmlDeviceCreateGpuInstanceWithPlacement";
-    vec![fails(call, None, nvml_sim::card::UNKNOWN, times)]
+    vec![fails(call, None, nvml_sim::code::UNKNOWN, times)]
 }
 
 fn fails(call: &str, gpu: Option<usize>, code: u32, times: u64) -> Rule {

@@ -24,7 +24,7 @@ use kube::{
     Api, ResourceExt,
     api::{DeleteParams, ListParams, PostParams},
 };
-use nvml_sim::store::State;
+use nvml_sim::state::State;
 use rand::{
     Rng, SeedableRng,
     rngs::StdRng,

@@ -14,10 +14,7 @@ use kube::{
     api::{DeleteParams, ListParams, PostParams},
 };
 use nix::sys::signal::Signal;
-use nvml_sim::{
-    event::{Event, XID},
-    store::{Action, Control, Rule},
-};
+use nvml_sim::{event::{Event, XID}, fault::{Action, Control, Rule}};
 use serde_json::json;
 
 use super::{PATIENCE, REAL, World, container, gpus, pod};
