@@ -8,7 +8,7 @@ pub const SUCCESS: Code = 0;
 pub const UNINITIALIZED: Code = 1;
 /// Wrong argument or stale handle.
 pub const INVALID_ARGUMENT: Code = 2;
-/// Not on this card or in this mode.
+/// Not on this GPU or in this mode.
 pub const NOT_SUPPORTED: Code = 3;
 /// Root needed.
 pub const NO_PERMISSION: Code = 4;

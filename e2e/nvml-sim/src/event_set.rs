@@ -11,16 +11,16 @@ use crate::{
 /// What one event set is registered for, and how far it has come.
 #[derive(Debug, Default)]
 pub(crate) struct EventSet {
-    /// Card, kinds, and the number of the first event that counts.
+    /// GPU, kinds, and the number of the first event that counts.
     registered: Vec<(usize, u64, u64)>,
-    /// Number of the first event that was not looked at.
+    /// Number of the first event that has not been looked at.
     next: u64,
-    /// Cards whose loss was told.
+    /// GPUs whose loss was reported.
     lost: BTreeSet<usize>,
 }
 
 impl EventSet {
-    /// Registers for what happens to a card from now on.
+    /// Registers for what happens to a GPU from now on.
     pub(crate) fn register(&mut self, gpu: usize, kinds: u64, state: &State) -> Result<(), Code> {
         if kinds & !KINDS != 0 {
             return Err(NOT_SUPPORTED);
@@ -29,7 +29,7 @@ impl EventSet {
         Ok(())
     }
 
-    /// The next event; without one, each loss of a card is an error once.
+    /// The next event; without one, each loss of a GPU is an error once.
     pub(crate) fn next(&mut self, state: &State) -> Result<Option<Event>, Code> {
         let wanted = |event: &&Event| {
             event.number >= self.next
@@ -41,7 +41,7 @@ impl EventSet {
             self.next = event.number + 1;
             return Ok(Some(*event));
         }
-        let is_lost = |gpu: &usize| state.cards.get(*gpu).is_some_and(|card| card.lost);
+        let is_lost = |gpu: &usize| state.gpus.get(*gpu).is_some_and(|gpu| gpu.lost);
         self.lost.retain(is_lost);
         let mut gpus = self.registered.iter().map(|(gpu, ..)| *gpu);
         match gpus.find(|gpu| is_lost(gpu) && self.lost.insert(*gpu)) {

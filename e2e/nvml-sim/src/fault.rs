@@ -12,7 +12,7 @@ pub struct Control {
     /// The first rule that matches a call is carried out.
     #[serde(default)]
     pub rules: Vec<Rule>,
-    /// Calls seen since the file was written, by name, and all of them under `*`.
+    /// Calls since the file was written, by name, and all of them under `*`.
     #[serde(default)]
     pub seen: BTreeMap<String, u64>,
 }
@@ -22,7 +22,7 @@ pub struct Control {
 pub struct Rule {
     /// Name of the function, `*` for any.
     pub call: String,
-    /// Only on a card of this index.
+    /// Only on a GPU of this index.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gpu: Option<usize>,
     /// From the n-th such call on, counted from 1.

@@ -1,14 +1,14 @@
-//! A simulated `libnvidia-ml.so.1`: NVML's C ABI over cards kept in a state directory.
+//! A simulated `libnvidia-ml.so.1`: NVML's C ABI over GPUs kept in a state directory.
 //!
 //! As a cdylib it is loaded in the place of the driver's library; as an rlib it lets tests make
-//! cards, see the truth behind the ABI, and order faults.
+//! GPUs, see the truth behind the ABI, and order faults.
 
-pub mod card;
 pub mod code;
 pub mod event;
 mod event_set;
 pub mod fault;
 mod ffi;
+pub mod gpu;
 pub mod model;
 mod proc;
 pub mod process;
@@ -21,12 +21,12 @@ use std::{
 };
 
 use crate::{
-    card::{Card, RECOVER_NOTHING, Remapped},
+    gpu::{Gpu, RECOVER_NOTHING, Remapped},
     state::State,
     store::Store,
 };
 
-/// A card to make.
+/// A GPU to make.
 #[derive(Clone, Debug)]
 pub struct GpuSpec {
     /// Key, short key or NVML name of its model: `a100-80gb`.
@@ -37,10 +37,10 @@ pub struct GpuSpec {
     pub mirrored: bool,
 }
 
-/// Makes the cards of a node in a state directory. The same seed gives the same UUIDs.
+/// Makes the GPUs of a node in a state directory. The same seed gives the same UUIDs.
 pub fn provision(dir: &Path, seed: &str, gpus: &[GpuSpec]) -> io::Result<()> {
     use sha1::{Digest, Sha1};
-    let cards = gpus
+    let gpus = gpus
         .iter()
         .zip(0u32..)
         .map(|(spec, index)| {
@@ -53,7 +53,7 @@ pub fn provision(dir: &Path, seed: &str, gpus: &[GpuSpec]) -> io::Result<()> {
             let hash = Sha1::digest(format!("{seed}/{index}"));
             let mut pdi = [0; 8];
             pdi.copy_from_slice(&hash[..8]);
-            Ok(Card {
+            Ok(Gpu {
                 model: model.key.clone(),
                 chip: u16::try_from(model.pci_device_id >> 16).unwrap_or_default(),
                 pdi: u64::from_le_bytes(pdi),
@@ -70,7 +70,7 @@ pub fn provision(dir: &Path, seed: &str, gpus: &[GpuSpec]) -> io::Result<()> {
         })
         .collect::<io::Result<_>>()?;
     Store::new(dir).provision(&State {
-        cards,
+        gpus,
         ..State::default()
     })
 }
@@ -87,24 +87,24 @@ pub fn built_library() -> io::Result<PathBuf> {
     built.ok_or_else(|| io::Error::other(format!("no libnvml_sim.so beside {}", own.display())))
 }
 
-/// A reboot of the node: instances and processes are gone, Hopper and later forget MIG mode.
+/// Reboots the node: instances and processes are gone, Hopper and later forget MIG mode.
 pub fn reboot(dir: &Path) -> io::Result<()> {
-    Store::new(dir).with(|state| state.cards.iter_mut().for_each(Card::reboot))
+    Store::new(dir).with(|state| state.gpus.iter_mut().for_each(Gpu::reboot))
 }
 
-/// A GPU reset as nvidia-smi does it, of the card of that index or UUID: nobody may have the card open.
+/// Resets the GPU of that index or UUID as nvidia-smi does: nobody may have it open.
 pub fn reset(dir: &Path, gpu: &str) -> io::Result<()> {
     let store = Store::new(dir);
     store.with(|state| {
         let at = state.find(gpu)?;
-        let card = state.card(at)?;
-        if card.lost {
+        let gpu = state.gpu(at)?;
+        if gpu.lost {
             let text = format!("GPU {at} is lost: reboot the node to recover it");
             return Err(io::Error::other(text));
         }
         let sessions = store.sessions();
-        let holders = store.holders();
-        let processes = holders.iter().filter(|holder| holder.gpu == at).count();
+        let on_devices = store.device_processes();
+        let processes = on_devices.iter().filter(|process| process.gpu == at).count();
         if sessions + processes > 0 {
             let text = format!(
                 "GPU {at} is in use by another client: {sessions} NVML session{}, {processes} process{}",
@@ -113,7 +113,7 @@ pub fn reset(dir: &Path, gpu: &str) -> io::Result<()> {
             );
             return Err(io::Error::new(io::ErrorKind::ResourceBusy, text));
         }
-        card.reset();
+        gpu.reset();
         Ok(())
     })?
 }

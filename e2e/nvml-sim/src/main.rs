@@ -1,4 +1,4 @@
-//! Makes and shows simulated cards, and orders faults.
+//! Creates and shows simulated GPUs, and injects faults.
 #![allow(clippy::print_stdout, reason = "a command that prints")]
 
 use std::path::PathBuf;
@@ -7,13 +7,13 @@ use anyhow::{Context, anyhow};
 use clap::{Parser, Subcommand, ValueEnum};
 use nvml_sim::{
     GpuSpec,
-    card::Card,
     event::{Event, XID},
     fault::{Control, Rule},
+    gpu::Gpu,
     store::Store,
 };
 
-/// Simulated NVIDIA cards in a state directory.
+/// Simulated NVIDIA GPUs in a state directory.
 #[derive(Parser)]
 struct Args {
     /// The state directory.
@@ -30,7 +30,7 @@ struct Args {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Make the cards of a node.
+    /// Create the GPUs of a node.
     Create {
         /// Model: `a100-80gb`, `h100-80gb`, `a30`, … or a key of domain/models.json.
         #[arg(long)]
@@ -38,78 +38,78 @@ enum Command {
         /// How many.
         #[arg(long, default_value_t = 1)]
         count: usize,
-        /// With MIG mode on.
+        /// Start in MIG mode.
         #[arg(long)]
         mig: bool,
-        /// What the UUIDs are made of.
+        /// Seed of the UUIDs.
         #[arg(long, default_value = "node")]
         seed: String,
-        /// Milliseconds that making or removing an instance takes.
+        /// Milliseconds that creating or destroying an instance takes.
         #[arg(long, default_value_t = 0)]
         latency_ms: u64,
     },
-    /// Show the cards, as JSON.
+    /// Show the GPUs, as JSON.
     Show,
     /// Reboot the node.
     Reboot,
-    /// Reset a card that nobody has open: its instances are lost, its pending MIG mode takes effect.
+    /// Reset a GPU that nobody has open: its instances are lost, its pending MIG mode takes effect.
     Reset {
         /// NVML index or UUID.
         #[arg(long)]
         gpu: String,
     },
-    /// Stand in for nvidia-smi, as far as it resets a card.
+    /// Stand in for nvidia-smi, as far as it resets a GPU.
     NvidiaSmi {
-        /// Reset the card.
+        /// Reset the GPU.
         #[arg(short = 'r', long, required = true)]
         gpu_reset: bool,
         /// NVML index or UUID.
         #[arg(short = 'i', long)]
         id: String,
     },
-    /// Report an XID of a card.
+    /// Report an XID error of a GPU.
     Xid {
         /// NVML index.
         #[arg(long)]
         gpu: usize,
-        /// The XID.
+        /// XID.
         #[arg(long)]
         xid: u64,
-        /// Id of the GPU instance that it is attributed to.
+        /// Id of the GPU instance that caused it.
         #[arg(long)]
         gi: Option<u32>,
-        /// Id of the compute instance that it is attributed to.
+        /// Id of the compute instance that caused it.
         #[arg(long, requires = "gi")]
         ci: Option<u32>,
     },
-    /// An uncorrectable memory error: an event, a pending remapping, and the advice to reset.
+    /// Report an uncorrectable memory error: an event, a pending row remapping, and the recovery action `reset`.
     Ecc {
         /// NVML index.
         #[arg(long)]
         gpu: usize,
     },
-    /// Let a card fall off the bus.
+    /// Make a GPU fall off the bus.
     Lose {
         /// NVML index.
         #[arg(long)]
         gpu: usize,
     },
-    /// Make a card healthy again; its instances live on.
+    /// Make a GPU healthy again; its instances live on.
     Recover {
         /// NVML index.
         #[arg(long)]
         gpu: usize,
     },
-    /// Set what a card says that it needs.
+    /// Set the recovery action that a GPU asks for.
     Recovery {
         /// NVML index.
         #[arg(long)]
         gpu: usize,
-        /// What it needs.
+        /// Recovery action.
         #[arg(long)]
         action: RecoveryAction,
     },
-    /// Make an instance as another tool would.
+    /// Create an instance as another tool would.
     Foreign {
         /// NVML index.
         #[arg(long)]
@@ -121,7 +121,7 @@ enum Command {
         #[arg(long)]
         start: u8,
     },
-    /// Order faults: rules as JSON, e.g. `{"call":"nvmlGpuInstanceDestroy","times":2,"action":{"code":19}}`; none: no faults.
+    /// Inject faults: rules as JSON, e.g. `{"call":"nvmlGpuInstanceDestroy","times":2,"action":{"code":19}}`; without rules: clear them.
     Fault {
         /// Rules.
         rules: Vec<String>,
@@ -174,41 +174,49 @@ fn main() -> anyhow::Result<()> {
         })?,
         Command::Ecc { gpu } => store.double_bit_error(gpu)?,
         Command::Lose { gpu } => {
-            store.with(|state| state.card(gpu).map(|card| card.lost = true))??;
+            store.with(|state| state.gpu(gpu).map(|gpu| gpu.lost = true))??;
         }
-        Command::Recover { gpu } => store.with(|state| state.card(gpu).map(Card::recover))??,
+        Command::Recover { gpu } => store.with(|state| state.gpu(gpu).map(Gpu::recover))??,
         Command::Recovery { gpu, action } => {
             store.with(|state| {
                 state
-                    .card(gpu)
-                    .map(|card| card.recovery_action = action as u32)
+                    .gpu(gpu)
+                    .map(|gpu| gpu.recovery_action = action as u32)
             })??;
         }
         Command::Foreign {
             gpu,
             profile,
             start,
-        } => store.with(|state| {
-            let card = state.card(gpu)?;
-            let known = card.model().profiles.iter().find(|p| p.name == profile);
-            let known = known.ok_or(anyhow!("no profile {profile}"))?;
-            card.create_at(known.id, start, known.size)
-                .map(|_| ())
-                .map_err(|code| anyhow!("NVML says {code}"))
-        })??,
-        Command::Fault { rules } => {
-            let rules = rules
-                .iter()
-                .map(|text| {
-                    serde_json::from_str::<Rule>(text).with_context(|| format!("{text} is no rule"))
-                })
-                .collect::<anyhow::Result<Vec<_>>>()?;
-            let control = Control {
-                rules,
-                ..Control::default()
-            };
-            store.control((!control.rules.is_empty()).then_some(&control))?;
-        }
+        } => create_foreign(&store, gpu, &profile, start)?,
+        Command::Fault { rules } => inject(&store, &rules)?,
     }
     Ok(())
+}
+
+/// Creates a GPU instance that no agent knows of.
+fn create_foreign(store: &Store, index: usize, profile: &str, start: u8) -> anyhow::Result<()> {
+    store.with(|state| {
+        let gpu = state.gpu(index)?;
+        let known = gpu.model().profiles.iter().find(|p| p.name == profile);
+        let known = known.ok_or_else(|| anyhow!("GPU {index} has no profile {profile}"))?;
+        gpu.create_at(known.id, start, known.size)
+            .map(drop)
+            .map_err(|code| anyhow!("NVML returned {code}"))
+    })?
+}
+
+/// Replaces the faults that are ordered by these rules.
+fn inject(store: &Store, rules: &[String]) -> anyhow::Result<()> {
+    let rules = rules
+        .iter()
+        .map(|text| {
+            serde_json::from_str::<Rule>(text).with_context(|| format!("{text} is not a rule"))
+        })
+        .collect::<anyhow::Result<Vec<_>>>()?;
+    let control = Control {
+        rules,
+        ..Control::default()
+    };
+    Ok(store.control((!control.rules.is_empty()).then_some(&control))?)
 }

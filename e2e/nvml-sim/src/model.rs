@@ -1,10 +1,10 @@
-//! The models of card that can be simulated, with the figures that the hardware reports.
+//! The models of GPU that can be simulated, with the figures that the hardware reports.
 
 use std::sync::LazyLock;
 
 use serde::Deserialize;
 
-/// A model of card.
+/// A model of GPU.
 #[derive(Debug, Deserialize)]
 pub struct Model {
     /// `A100-SXM4-80GB`.
@@ -72,7 +72,7 @@ pub fn model(key: &str) -> Option<&'static Model> {
 }
 
 impl Model {
-    /// Whether a change of MIG mode resets the card and the mode survives a reboot: Ampere; later ones do neither.
+    /// Whether a change of MIG mode resets the GPU and the mode survives a reboot: Ampere; later ones do neither.
     pub fn is_ampere(&self) -> bool {
         self.architecture == "Ampere"
     }
@@ -89,7 +89,7 @@ impl Model {
             .find(|profile| profile.constant == constant)
     }
 
-    /// The profile that takes the whole card.
+    /// The profile that takes the whole GPU.
     pub fn whole(&self) -> &Profile {
         self.profiles
             .iter()

@@ -2,7 +2,7 @@
 
 use std::{fs, io, path::Path};
 
-use crate::{card::Card, state::State};
+use crate::{gpu::Gpu, state::State};
 
 /// `/proc/devices`, as far as the driver registers there.
 const DEVICES: &str = "Character devices:
@@ -16,13 +16,13 @@ Block devices:
 ";
 
 /// Minor number of the capability of a GPU instance.
-pub(crate) fn gi_minor(card: u32, gi: u32) -> u32 {
-    3 + card * 135 + gi * 9
+pub(crate) fn gi_minor(gpu: u32, gi: u32) -> u32 {
+    3 + gpu * 135 + gi * 9
 }
 
 /// Minor number of the capability of a compute instance.
-pub(crate) fn ci_minor(card: u32, gi: u32, ci: u32) -> u32 {
-    gi_minor(card, gi) + 1 + ci
+pub(crate) fn ci_minor(gpu: u32, gi: u32, ci: u32) -> u32 {
+    gi_minor(gpu, gi) + 1 + ci
 }
 
 /// Brings the files below `proc` in line with the state.
@@ -33,24 +33,24 @@ pub(crate) fn write(proc: &Path, state: &State) -> io::Result<()> {
         write_capability(&capabilities.join("mig/monitor"), 2)?;
         fs::write(proc.join("devices"), DEVICES)?;
     }
-    for card in &state.cards {
-        write_card(&capabilities.join(format!("gpu{}/mig", card.minor)), card)?;
+    for gpu in &state.gpus {
+        write_gpu(&capabilities.join(format!("gpu{}/mig", gpu.minor)), gpu)?;
     }
     Ok(())
 }
 
-fn write_card(directory: &Path, card: &Card) -> io::Result<()> {
-    let instances = card.instances.iter();
+fn write_gpu(directory: &Path, gpu: &Gpu) -> io::Result<()> {
+    let instances = gpu.instances.iter();
     let known: Vec<String> = instances.map(|i| format!("gi{}", i.id)).collect();
     remove_others(directory, &known)?;
-    for instance in &card.instances {
+    for instance in &gpu.instances {
         let gi = directory.join(format!("gi{}", instance.id));
-        write_capability(&gi.join("access"), gi_minor(card.minor, instance.id))?;
+        write_capability(&gi.join("access"), gi_minor(gpu.minor, instance.id))?;
         let compute = instance.compute.iter().map(|c| format!("ci{}", c.id));
         let known: Vec<String> = compute.chain(["access".to_owned()]).collect();
         remove_others(&gi, &known)?;
         for compute in &instance.compute {
-            let minor = ci_minor(card.minor, instance.id, compute.id);
+            let minor = ci_minor(gpu.minor, instance.id, compute.id);
             write_capability(&gi.join(format!("ci{}/access", compute.id)), minor)?;
         }
     }

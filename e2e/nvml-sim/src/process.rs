@@ -10,27 +10,27 @@ use serde::{Deserialize, Serialize};
 
 use crate::store::Store;
 
-/// A process that is on a card or MIG device.
+/// A process that is on a GPU or MIG device.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Holder {
+pub struct DeviceProcess {
     /// Its id in its own namespace.
     pub pid: u32,
-    /// Index of the card.
+    /// Index of the GPU.
     pub gpu: usize,
-    /// GPU instance and its serial number, and compute instance; absent: the whole card.
+    /// GPU instance and its serial number, and compute instance; absent: the whole GPU.
     pub instance: Option<(u32, u32, u32)>,
 }
 
 impl Store {
     /// Puts the calling process on a device, for as long as the returned file lives.
-    pub fn hold(&self, holder: &Holder) -> io::Result<File> {
-        let stem = format!("gpu{}", holder.gpu);
-        lock_own_file(&self.processes(), &stem, &serde_json::to_vec(holder)?)
+    pub fn hold(&self, process: &DeviceProcess) -> io::Result<File> {
+        let stem = format!("gpu{}", process.gpu);
+        lock_own_file(&self.process_files(), &stem, &serde_json::to_vec(process)?)
     }
 
     /// The processes that are on devices now, in whatever namespace.
-    pub fn holders(&self) -> Vec<Holder> {
-        locked_files(&self.processes())
+    pub fn device_processes(&self) -> Vec<DeviceProcess> {
+        locked_files(&self.process_files())
             .iter()
             .filter_map(|text| serde_json::from_str(text).ok())
             .collect()
@@ -47,8 +47,8 @@ impl Store {
         locked_files(&self.session_files()).len()
     }
 
-    fn processes(&self) -> PathBuf {
-        self.dir().join("holders")
+    fn process_files(&self) -> PathBuf {
+        self.dir().join("processes")
     }
 
     fn session_files(&self) -> PathBuf {

@@ -1,23 +1,23 @@
-//! The state of a simulated node: its cards and their last events. No I/O.
+//! The state of a simulated node: its GPUs and their last events. No I/O.
 
 use std::{fmt::Display, io};
 
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    card::{Card, RECOVER_BY_RESET},
     event::{DOUBLE_BIT_ECC, Event},
+    gpu::{Gpu, RECOVER_BY_RESET},
 };
 
 /// Events that are remembered.
 const MOST_EVENTS: usize = 256;
 
-/// All cards of a simulated node.
+/// All GPUs of a simulated node.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct State {
     /// By NVML index.
-    pub cards: Vec<Card>,
-    /// Time that making or removing an instance takes, milliseconds.
+    pub gpus: Vec<Gpu>,
+    /// Time that creating or destroying an instance takes, milliseconds.
     #[serde(default)]
     pub latency_ms: u64,
     /// The last events, oldest first.
@@ -29,26 +29,25 @@ pub struct State {
 }
 
 impl State {
-    /// The card of that NVML index.
-    pub fn card(&mut self, gpu: usize) -> io::Result<&mut Card> {
-        self.cards.get_mut(gpu).ok_or_else(|| no_gpu(&gpu))
+    /// The GPU of that NVML index.
+    pub fn gpu(&mut self, gpu: usize) -> io::Result<&mut Gpu> {
+        self.gpus.get_mut(gpu).ok_or_else(|| no_gpu(&gpu))
     }
 
-    /// NVML index of the card of that index or UUID.
+    /// NVML index of the GPU of that index or UUID.
     pub fn find(&self, gpu: &str) -> io::Result<usize> {
-        let mut cards = self.cards.iter().zip(0usize..);
-        cards
-            .find(|(card, index)| card.uuid() == gpu || gpu.parse() == Ok(*index))
+        let mut gpus = self.gpus.iter().zip(0usize..);
+        gpus.find(|(known, index)| known.uuid() == gpu || gpu.parse() == Ok(*index))
             .map(|(_, index)| index)
             .ok_or_else(|| no_gpu(&gpu))
     }
 
     /// An uncorrectable memory error: an event, and a row whose remapping waits for a reset.
     pub fn double_bit_error(&mut self, gpu: usize) -> io::Result<()> {
-        let card = self.card(gpu)?;
-        card.remapped.uncorrectable += 1;
-        card.remapped.pending = true;
-        card.recovery_action = RECOVER_BY_RESET;
+        let unhealthy = self.gpu(gpu)?;
+        unhealthy.remapped.uncorrectable += 1;
+        unhealthy.remapped.pending = true;
+        unhealthy.recovery_action = RECOVER_BY_RESET;
         self.raise(Event {
             gpu,
             kind: DOUBLE_BIT_ECC,

@@ -35,7 +35,7 @@ impl Store {
 
     /// Writes a fresh state, over whatever there was.
     pub fn provision(&self, state: &State) -> io::Result<()> {
-        fs::create_dir_all(self.dir.join("holders"))?;
+        fs::create_dir_all(self.dir.join("processes"))?;
         let _lock = self.lock()?;
         self.save(state)
     }
@@ -115,7 +115,7 @@ impl Store {
     /// Reports an event of a GPU.
     pub fn raise(&self, event: Event) -> io::Result<()> {
         self.with(|state| {
-            state.card(event.gpu)?;
+            state.gpu(event.gpu)?;
             state.raise(event);
             Ok(())
         })?

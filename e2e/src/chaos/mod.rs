@@ -214,9 +214,9 @@ impl Chaos {
     }
 
     fn make_foreign(&mut self) -> anyhow::Result<()> {
-        let (node, card, start) = FOREIGN;
+        let (node, gpu, start) = FOREIGN;
         disturb::make_foreign(&self.tessera.gpus(node))?;
-        let uuid = self.cards(node)?.cards[card].uuid();
+        let uuid = self.simulated(node)?.gpus[gpu].uuid();
         let all = self.truth()?;
         let mut there = all
             .into_iter()
@@ -370,7 +370,7 @@ impl Chaos {
 
     /// Any GPU of a node, but for the one with somebody else's instance: that is in nobody's hands.
     fn one_gpu(&mut self, node: &str) -> anyhow::Result<usize> {
-        let cards = self.cards(node)?.cards.len();
+        let cards = self.simulated(node)?.gpus.len();
         let ours: Vec<usize> = (0..cards).filter(|gpu| !is_foreign(node, *gpu)).collect();
         let gpu = ours.choose(&mut self.random).copied().unwrap_or_default();
         println!("         GPU {gpu} of {node}");
@@ -429,7 +429,7 @@ impl Chaos {
     async fn storm(&mut self) -> anyhow::Result<()> {
         let mut used = Vec::new();
         for node in NODES {
-            for (index, card) in self.cards(node)?.cards.into_iter().enumerate() {
+            for (index, card) in self.simulated(node)?.gpus.into_iter().enumerate() {
                 if card.instances.len() > usize::from(is_foreign(node, index)) {
                     used.push((node, index, card.uuid()));
                 }
@@ -459,7 +459,7 @@ impl Chaos {
     }
 
     /// The cards of a node, behind NVML; without their lock, which a frozen agent may hold.
-    fn cards(&self, node: &str) -> anyhow::Result<State> {
+    fn simulated(&self, node: &str) -> anyhow::Result<State> {
         let file = self.tessera.cluster.layout.gpus(node).join("state.json");
         Ok(serde_json::from_slice(&fs::read(file)?)?)
     }
@@ -468,7 +468,7 @@ impl Chaos {
     fn truth(&self) -> anyhow::Result<BTreeMap<Place, Instance>> {
         let mut all = BTreeMap::new();
         for node in NODES {
-            for card in self.cards(node)?.cards {
+            for card in self.simulated(node)?.gpus {
                 for instance in &card.instances {
                     let place = Place {
                         node: node.to_owned(),

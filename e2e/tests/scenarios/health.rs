@@ -14,7 +14,10 @@ use kube::{
     api::{DeleteParams, ListParams, PostParams},
 };
 use nix::sys::signal::Signal;
-use nvml_sim::{event::{Event, XID}, fault::{Action, Control, Rule}};
+use nvml_sim::{
+    event::{Event, XID},
+    fault::{Action, Control, Rule},
+};
 use serde_json::json;
 
 use super::{PATIENCE, REAL, World, container, gpus, pod};
@@ -22,8 +25,8 @@ use super::{PATIENCE, REAL, World, container, gpus, pod};
 /// How long a pod is tried before it is given up, and a bit.
 const GIVEN_UP: Duration = Duration::from_secs(80);
 
-/// The card of a pod's first MIG device: NVML index and UUID.
-async fn card_of(world: &World, node: &str, name: &str) -> anyhow::Result<(usize, String)> {
+/// The GPU of a pod's first MIG device: NVML index and UUID.
+async fn gpu_of(world: &World, node: &str, name: &str) -> anyhow::Result<(usize, String)> {
     let pod = world.pods().get(name).await?;
     let claim = daemon::pods::claim(&pod).context("no claim")??;
     let slot = claim.slots().next().context("no MIG device")?.clone();
@@ -60,7 +63,7 @@ pub(crate) async fn a_gpu_with_a_fault_takes_no_pods_until_it_has_recovered(
         .create_and_run(&pod("before", Some(node), &gpus(1, 40_000)))
         .await?;
     let print = world.fingerprint("before").await?;
-    let (index, uuid) = card_of(&world, node, "before").await?;
+    let (index, uuid) = gpu_of(&world, node, "before").await?;
     let told = |data| Event {
         gpu: index,
         kind: XID,
@@ -72,7 +75,7 @@ pub(crate) async fn a_gpu_with_a_fault_takes_no_pods_until_it_has_recovered(
     world.event("before", &["GpuFault", "XID 31"]).await?;
     // XID 48, and the driver asks for a reset.
     gpus_of_node.with(|state| {
-        state.cards[index].recovery_action = nvml_sim::card::RECOVER_BY_RESET;
+        state.gpus[index].recovery_action = nvml_sim::gpu::RECOVER_BY_RESET;
         state.raise(told(48));
     })?;
     is_ill(&world, node, &uuid, true).await?;
@@ -100,7 +103,7 @@ pub(crate) async fn a_gpu_with_a_fault_takes_no_pods_until_it_has_recovered(
         world
             .create_and_run(&pod(name, Some(node), &gpus(1, 40_000)))
             .await?;
-        ensure!(card_of(&world, node, name).await?.1 != uuid, "{name}");
+        ensure!(gpu_of(&world, node, name).await?.1 != uuid, "{name}");
     }
     world
         .create(&pod("waits", Some(node), &gpus(1, 40_000)))
@@ -114,7 +117,7 @@ pub(crate) async fn a_gpu_with_a_fault_takes_no_pods_until_it_has_recovered(
     world.delete("before").await?;
     is_ill(&world, node, &uuid, false).await?;
     world.runs("waits").await?;
-    ensure!(card_of(&world, node, "waits").await?.1 == uuid);
+    ensure!(gpu_of(&world, node, "waits").await?.1 == uuid);
     Ok(())
 }
 
@@ -142,7 +145,7 @@ pub(crate) async fn a_pod_whose_instance_cannot_be_made_is_made_anew_elsewhere(
     Ok(())
 }
 
-/// Nodes with MIG cards.
+/// Nodes with MIG GPUs.
 const CARVED: [&str; 2] = [REAL, "hollow-h100"];
 
 async fn made_anew(world: &World, deployments: &Api<Deployment>) -> anyhow::Result<()> {
@@ -182,10 +185,10 @@ async fn made_anew(world: &World, deployments: &Api<Deployment>) -> anyhow::Resu
         first.name_any(),
         daemon::pods::node(&first).unwrap_or_default(),
     );
-    let (card, uuid) = card_of(world, node, &name).await?;
+    let (index, uuid) = gpu_of(world, node, &name).await?;
     // Only that GPU fails from now on.
     for other in CARVED {
-        let only = (other == node).then(|| fail(Some(card)));
+        let only = (other == node).then(|| fail(Some(index)));
         world.tessera.gpus(other).control(only.as_ref())?;
     }
     let failed = until("the pod to be given up", GIVEN_UP, async || {

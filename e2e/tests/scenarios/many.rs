@@ -46,13 +46,13 @@ pub(crate) async fn fifty_pods_at_once(world: World) -> anyhow::Result<()> {
     ensure!(rows.len() == 50, "{} rows", rows.len());
     ensure!(uuids.len() == of_mig.len());
     for (name, status) in world.tessera.gpu_nodes().await? {
-        for (gpu, card) in status
+        for (gpu, simulated) in status
             .gpus
             .iter()
-            .zip(world.tessera.gpus(&name).snapshot()?.cards)
+            .zip(world.tessera.gpus(&name).snapshot()?.gpus)
         {
             let mut slices = BTreeSet::new();
-            for instance in card.instances {
+            for instance in simulated.instances {
                 for slice in instance.start..instance.start + instance.size {
                     ensure!(
                         slices.insert(slice),

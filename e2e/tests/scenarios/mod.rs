@@ -294,7 +294,7 @@ impl World {
         Ok(table::rows(self.tessera.cluster.client()).await?)
     }
 
-    /// Deletes all pods and waits until every instance is gone, on the cards as well as in what is published.
+    /// Deletes all pods and waits until every instance is gone, on the GPUs as well as in what is published.
     pub(crate) async fn clear(&self) -> anyhow::Result<()> {
         let everything = ListParams::default();
         self.pods()
@@ -316,7 +316,7 @@ impl World {
                 .iter()
                 .flat_map(|(_, node)| &node.gpus)
                 .map(|gpu| gpu.instances.len());
-            let real: usize = nodes.iter().map(|(name, _)| self.on_cards(name)).sum();
+            let real: usize = nodes.iter().map(|(name, _)| self.on_gpus(name)).sum();
             (published.sum::<usize>() + real == 0).then_some(())
         })
         .await;
@@ -344,10 +344,10 @@ impl World {
     }
 
     /// GPU instances that exist behind NVML on a node.
-    pub(crate) fn on_cards(&self, node: &str) -> usize {
+    pub(crate) fn on_gpus(&self, node: &str) -> usize {
         let snapshot = self.tessera.gpus(node).snapshot();
         snapshot.map_or(0, |state| {
-            state.cards.iter().map(|card| card.instances.len()).sum()
+            state.gpus.iter().map(|gpu| gpu.instances.len()).sum()
         })
     }
 }

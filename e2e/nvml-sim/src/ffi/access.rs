@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use crate::{
-    card::Card,
     code::{Code, NO_PERMISSION},
+    gpu::Gpu,
     proc::{ci_minor, gi_minor},
 };
 
@@ -13,15 +13,15 @@ pub(super) fn device_nodes() -> Option<PathBuf> {
     std::env::var_os("NVML_SIM_DEV").map(PathBuf::from)
 }
 
-pub(super) fn sees_card(dev: Option<&Path>, card: &Card) -> bool {
-    dev.is_none_or(|dev| dev.join(format!("nvidia{}", card.minor)).exists())
+pub(super) fn sees_gpu(dev: Option<&Path>, gpu: &Gpu) -> bool {
+    dev.is_none_or(|dev| dev.join(format!("nvidia{}", gpu.minor)).exists())
 }
 
-pub(super) fn sees_mig(dev: Option<&Path>, card: &Card, gi: u32, ci: u32) -> bool {
+pub(super) fn sees_mig(dev: Option<&Path>, gpu: &Gpu, gi: u32, ci: u32) -> bool {
     let cap = |minor: u32| {
         dev.is_none_or(|dev| dev.join(format!("nvidia-caps/nvidia-cap{minor}")).exists())
     };
-    dev.is_none() || cap(2) || (cap(gi_minor(card.minor, gi)) && cap(ci_minor(card.minor, gi, ci)))
+    dev.is_none() || cap(2) || (cap(gi_minor(gpu.minor, gi)) && cap(ci_minor(gpu.minor, gi, ci)))
 }
 
 /// Changes need root and the whole machine's view, as the driver wants `CAP_SYS_ADMIN`.

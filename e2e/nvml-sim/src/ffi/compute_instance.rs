@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     code::{Code, IN_USE, INVALID_ARGUMENT, NOT_FOUND, UNKNOWN},
-    process::Holder,
+    process::DeviceProcess,
 };
 
 gpu_instance!(nvmlGpuInstanceGetComputeInstanceProfileInfo, (constant: c_uint, engines: c_uint, out: *mut nvmlComputeInstanceProfileInfo_t), |handle, _store, state| {
@@ -24,9 +24,9 @@ gpu_instance!(nvmlGpuInstanceGetComputeInstanceProfileInfo, (constant: c_uint, e
         return Err(INVALID_ARGUMENT);
     }
     let instance = handle.instance(state)?;
-    let card = handle.card(state)?;
-    let profile = card.compute_profile(instance, constant)?;
-    let [copy, decoder, encoder, jpeg, ofa] = card.model().by_id(instance.profile_id).ok_or(UNKNOWN)?.engines;
+    let gpu = handle.gpu(state)?;
+    let profile = gpu.compute_profile(instance, constant)?;
+    let [copy, decoder, encoder, jpeg, ofa] = gpu.model().by_id(instance.profile_id).ok_or(UNKNOWN)?.engines;
     put(out, nvmlComputeInstanceProfileInfo_t {
         id: profile.constant,
         sliceCount: profile.slices.into(),
@@ -78,7 +78,7 @@ pub extern "C" fn nvmlGpuInstanceCreateComputeInstance(
                 return Err(INVALID_ARGUMENT);
             }
             let id = handle
-                .card_mut(state)?
+                .gpu_mut(state)?
                 .create_compute(handle.gi.into(), profile)?;
             put(
                 out,
@@ -131,13 +131,14 @@ pub extern "C" fn nvmlComputeInstanceDestroy(ci: nvmlComputeInstance_t) -> Code 
             privileged()?;
             let (instance, compute) = handle.compute(state)?;
             let own = (instance.id, instance.serial, compute.id);
-            let busy =
-                |holder: &Holder| holder.gpu == handle.index() && holder.instance == Some(own);
-            if store.holders().iter().any(busy) {
+            let busy = |process: &DeviceProcess| {
+                process.gpu == handle.index() && process.instance == Some(own)
+            };
+            if store.device_processes().iter().any(busy) {
                 return Err(IN_USE);
             }
             handle
-                .card_mut(state)?
+                .gpu_mut(state)?
                 .destroy_compute(handle.gi.into(), handle.ci.into())
         },
     )

@@ -10,7 +10,7 @@ macro_rules! device {
                 Err(code) => return if $crate::ffi::handle::Handle::unpack(device, &[$crate::ffi::handle::GPU, $crate::ffi::handle::MIG]).is_ok() { $crate::code::NOT_SUPPORTED } else { code },
             };
             $crate::ffi::call::call(stringify!($name), Some($handle.index()), |$store, $state| {
-                let _ = ($handle.card($state)?, &$store);
+                let _ = ($handle.gpu($state)?, &$store);
                 if $handle.kind == $crate::ffi::handle::MIG { $handle.compute($state)?; }
                 $work
             })

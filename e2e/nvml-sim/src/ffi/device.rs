@@ -5,7 +5,7 @@ use std::ffi::{CStr, c_char, c_uint};
 use nvml_wrapper_sys::bindings::{nvmlDevice_t, nvmlMemory_t, nvmlMemory_v2_t, nvmlPciInfo_t};
 
 use super::{
-    access::{device_nodes, sees_card, sees_mig},
+    access::{device_nodes, sees_gpu, sees_mig},
     call::call,
     declare::device,
     handle::{GPU, Handle, MIG},
@@ -25,9 +25,9 @@ pub extern "C" fn nvmlDeviceGetCount_v2(count: *mut c_uint) -> Code {
     call("nvmlDeviceGetCount_v2", None, |_, state| {
         let dev = device_nodes();
         let seen = state
-            .cards
+            .gpus
             .iter()
-            .filter(|card| sees_card(dev.as_deref(), card))
+            .filter(|gpu| sees_gpu(dev.as_deref(), gpu))
             .count();
         put(count, c_uint::try_from(seen).unwrap_or_default())
     })
@@ -41,13 +41,13 @@ pub extern "C" fn nvmlDeviceGetHandleByIndex_v2(index: c_uint, out: *mut nvmlDev
         |_, state| {
             let dev = device_nodes();
             let mut seen = state
-                .cards
+                .gpus
                 .iter()
                 .enumerate()
-                .filter(|(_, card)| sees_card(dev.as_deref(), card));
+                .filter(|(_, gpu)| sees_gpu(dev.as_deref(), gpu));
             let (at, _) = seen.nth(index as usize).ok_or(INVALID_ARGUMENT)?;
             let handle = Handle::new(GPU, at, 0, 0, 0);
-            handle.card(state)?;
+            handle.gpu(state)?;
             put(out, handle.pack())
         },
     )
@@ -62,24 +62,24 @@ pub extern "C" fn nvmlDeviceGetHandleByUUID(uuid: *const c_char, out: *mut nvmlD
         // SAFETY: not null; the caller gives a C string.
         let text = unsafe { CStr::from_ptr(uuid) }.to_string_lossy();
         let dev = device_nodes();
-        for (at, card) in state
-            .cards
+        for (at, gpu) in state
+            .gpus
             .iter()
             .enumerate()
-            .filter(|(_, card)| sees_card(dev.as_deref(), card))
+            .filter(|(_, gpu)| sees_gpu(dev.as_deref(), gpu))
         {
-            let own = card.uuid();
+            let own = gpu.uuid();
             let found = |handle: Handle| {
-                handle.card(state)?;
+                handle.gpu(state)?;
                 put(out, handle.pack())
             };
             if own == text {
                 return found(Handle::new(GPU, at, 0, 0, 0));
             }
-            for (instance, compute) in card.mig_devices() {
+            for (instance, compute) in gpu.mig_devices() {
                 let old = format!("MIG-{own}/{}/{}", instance.id, compute.id);
-                if (card.mig_uuid(instance, compute) == text || old == text)
-                    && sees_mig(dev.as_deref(), card, instance.id, compute.id)
+                if (gpu.mig_uuid(instance, compute) == text || old == text)
+                    && sees_mig(dev.as_deref(), gpu, instance.id, compute.id)
                 {
                     return found(Handle::new(MIG, at, instance.id, compute.id, 0));
                 }
@@ -90,29 +90,29 @@ pub extern "C" fn nvmlDeviceGetHandleByUUID(uuid: *const c_char, out: *mut nvmlD
 }
 
 device!(nvmlDeviceGetName, &[GPU, MIG], (out: *mut c_char, length: c_uint), |handle, _store, state| {
-    let card = handle.card(state)?;
-    let mut name = card.model().name.clone();
+    let gpu = handle.gpu(state)?;
+    let mut name = gpu.model().name.clone();
     if handle.kind == MIG {
         let (instance, _) = handle.compute(state)?;
-        let profile = card.model().by_id(instance.profile_id).map_or("", |profile| &profile.name);
+        let profile = gpu.model().by_id(instance.profile_id).map_or("", |profile| &profile.name);
         name = format!("{name} MIG {profile}");
     }
     put_text(out, length, &name)
 });
 
 device!(nvmlDeviceGetUUID, &[GPU, MIG], (out: *mut c_char, length: c_uint), |handle, _store, state| {
-    let card = handle.card(state)?;
+    let gpu = handle.gpu(state)?;
     let uuid = if handle.kind == MIG {
         let (instance, compute) = handle.compute(state)?;
-        card.mig_uuid(instance, compute)
+        gpu.mig_uuid(instance, compute)
     } else {
-        card.uuid()
+        gpu.uuid()
     };
     put_text(out, length, &uuid)
 });
 
 device!(nvmlDeviceGetMinorNumber, &[GPU], (out: *mut c_uint), |handle, _store, state| {
-    put(out, handle.card(state)?.minor)
+    put(out, handle.gpu(state)?.minor)
 });
 
 device!(nvmlDeviceGetIndex, &[GPU, MIG], (out: *mut c_uint), |handle, _store, state| {
@@ -120,7 +120,7 @@ device!(nvmlDeviceGetIndex, &[GPU, MIG], (out: *mut c_uint), |handle, _store, st
         return put(out, handle.gpu.into());
     }
     let own = (u32::from(handle.gi), u32::from(handle.ci));
-    let at = handle.card(state)?.mig_devices().position(|(i, c)| (i.id, c.id) == own);
+    let at = handle.gpu(state)?.mig_devices().position(|(i, c)| (i.id, c.id) == own);
     put(out, at.and_then(|at| c_uint::try_from(at).ok()).ok_or(NOT_FOUND)?)
 });
 
@@ -128,7 +128,7 @@ device!(nvmlDeviceGetPciInfo_v3, &[GPU], (out: *mut nvmlPciInfo_t), |handle, _st
     // SAFETY: a plain C struct, for which zeros are a value.
     let mut pci: nvmlPciInfo_t = unsafe { std::mem::zeroed() };
     pci.bus = u32::from(handle.gpu) + 1;
-    pci.pciDeviceId = handle.card(state)?.model().pci_device_id;
+    pci.pciDeviceId = handle.gpu(state)?.model().pci_device_id;
     for (to, from) in pci.busId.iter_mut().zip(format!("00000000:{:02X}:00.0", pci.bus).bytes()) {
         *to = c_char::from_ne_bytes([from]);
     }
@@ -136,19 +136,19 @@ device!(nvmlDeviceGetPciInfo_v3, &[GPU], (out: *mut nvmlPciInfo_t), |handle, _st
 });
 
 device!(nvmlDeviceGetMemoryInfo, &[GPU, MIG], (out: *mut nvmlMemory_t), |handle, _store, state| {
-    let card = handle.card(state)?;
+    let gpu = handle.gpu(state)?;
     let mib = if handle.kind == MIG {
         let (instance, _) = handle.compute(state)?;
-        card.model().by_id(instance.profile_id).map_or(0, |profile| profile.memory_mib)
+        gpu.model().by_id(instance.profile_id).map_or(0, |profile| profile.memory_mib)
     } else {
-        card.model().memory_mib
+        gpu.model().memory_mib
     };
     let total = mib << 20;
     put(out, nvmlMemory_t { total, free: total, used: 0 })
 });
 
 device!(nvmlDeviceGetMemoryInfo_v2, &[GPU, MIG], (out: *mut nvmlMemory_v2_t), |handle, _store, state| {
-    let card = handle.card(state)?;
+    let gpu = handle.gpu(state)?;
     if out.is_null() {
         return Err(INVALID_ARGUMENT);
     }
@@ -158,23 +158,23 @@ device!(nvmlDeviceGetMemoryInfo_v2, &[GPU, MIG], (out: *mut nvmlMemory_v2_t), |h
     }
     let mib = if handle.kind == MIG {
         let (instance, _) = handle.compute(state)?;
-        card.model().by_id(instance.profile_id).map_or(0, |profile| profile.memory_mib)
+        gpu.model().by_id(instance.profile_id).map_or(0, |profile| profile.memory_mib)
     } else {
-        card.model().memory_mib
+        gpu.model().memory_mib
     };
     let total = mib << 20;
     put(out, nvmlMemory_v2_t { version: MEMORY_V2, total, reserved: 0, free: total, used: 0 })
 });
 
 device!(nvmlDeviceGetCudaComputeCapability, &[GPU, MIG], (major: *mut i32, minor: *mut i32), |handle, _store, state| {
-    let text = &handle.card(state)?.model().compute_capability;
+    let text = &handle.gpu(state)?.model().compute_capability;
     let (first, second) = text.split_once('.').ok_or(UNKNOWN)?;
     put(major, first.parse().unwrap_or(0))?;
     put(minor, second.parse().unwrap_or(0))
 });
 
 device!(nvmlDeviceGetArchitecture, &[GPU], (out: *mut c_uint), |handle, _store, state| {
-    put(out, match handle.card(state)?.model().architecture.as_str() {
+    put(out, match handle.gpu(state)?.model().architecture.as_str() {
         "Ampere" => 7,
         "Hopper" => 9,
         _ => 10,

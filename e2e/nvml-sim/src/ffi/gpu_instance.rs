@@ -15,9 +15,9 @@ use super::{
     out::{put, put_list},
 };
 use crate::{
-    card::{Card, gpu_instances::GI_PROFILES},
     code::{ARGUMENT_VERSION_MISMATCH, Code, IN_USE, INVALID_ARGUMENT, NOT_FOUND, NOT_SUPPORTED},
-    process::Holder,
+    gpu::{Gpu, gpu_instances::GI_PROFILES},
+    process::DeviceProcess,
     state::State,
 };
 
@@ -30,7 +30,7 @@ fn profile_info(
         return Err(INVALID_ARGUMENT);
     }
     let profile = handle
-        .card(state)?
+        .gpu(state)?
         .model()
         .by_constant(constant)
         .ok_or(NOT_SUPPORTED)?;
@@ -65,7 +65,7 @@ device!(nvmlDeviceGetGpuInstanceProfileInfoV, &[GPU], (constant: c_uint, out: *m
         return Err(ARGUMENT_VERSION_MISMATCH);
     }
     let info = profile_info(handle, state, constant)?;
-    let name = &handle.card(state)?.model().by_constant(constant).ok_or(NOT_SUPPORTED)?.name;
+    let name = &handle.gpu(state)?.model().by_constant(constant).ok_or(NOT_SUPPORTED)?.name;
     let mut text = [0; 96];
     for (to, from) in text.iter_mut().zip(format!("MIG {name}").bytes()) {
         *to = c_char::from_ne_bytes([from]);
@@ -89,7 +89,7 @@ device!(nvmlDeviceGetGpuInstanceProfileInfoV, &[GPU], (constant: c_uint, out: *m
 
 device!(nvmlDeviceGetGpuInstancePossiblePlacements_v2, &[GPU], (id: c_uint, out: *mut nvmlGpuInstancePlacement_t, count: *mut c_uint), |handle, _store, state| {
     privileged()?;
-    let profile = handle.card(state)?.model().by_id(id).ok_or(INVALID_ARGUMENT)?;
+    let profile = handle.gpu(state)?.model().by_id(id).ok_or(INVALID_ARGUMENT)?;
     let all: Vec<_> = profile
         .starts
         .iter()
@@ -100,21 +100,21 @@ device!(nvmlDeviceGetGpuInstancePossiblePlacements_v2, &[GPU], (id: c_uint, out:
 
 device!(nvmlDeviceGetGpuInstanceRemainingCapacity, &[GPU], (id: c_uint, count: *mut c_uint), |handle, _store, state| {
     privileged()?;
-    let card = handle.card(state)?;
-    if !card.mig {
+    let gpu = handle.gpu(state)?;
+    if !gpu.mig {
         return Err(NOT_SUPPORTED);
     }
-    put(count, card.remaining(card.model().by_id(id).ok_or(INVALID_ARGUMENT)?))
+    put(count, gpu.remaining(gpu.model().by_id(id).ok_or(INVALID_ARGUMENT)?))
 });
 
 device!(nvmlDeviceGetGpuInstances, &[GPU], (id: c_uint, out: *mut nvmlGpuInstance_t, count: *mut c_uint), |handle, _store, state| {
     privileged()?;
-    let card = handle.card(state)?;
-    if !card.mig {
+    let gpu = handle.gpu(state)?;
+    if !gpu.mig {
         return Err(NOT_SUPPORTED);
     }
-    card.model().by_id(id).ok_or(INVALID_ARGUMENT)?;
-    let all: Vec<nvmlGpuInstance_t> = card
+    gpu.model().by_id(id).ok_or(INVALID_ARGUMENT)?;
+    let all: Vec<nvmlGpuInstance_t> = gpu
         .instances
         .iter()
         .filter(|instance| instance.profile_id == id)
@@ -124,11 +124,11 @@ device!(nvmlDeviceGetGpuInstances, &[GPU], (id: c_uint, out: *mut nvmlGpuInstanc
 });
 
 device!(nvmlDeviceGetGpuInstanceById, &[GPU], (id: c_uint, out: *mut nvmlGpuInstance_t), |handle, _store, state| {
-    let card = handle.card(state)?;
-    if !card.mig {
+    let gpu = handle.gpu(state)?;
+    if !gpu.mig {
         return Err(NOT_SUPPORTED);
     }
-    let instance = card.instance(id).ok_or(NOT_FOUND)?;
+    let instance = gpu.instance(id).ok_or(NOT_FOUND)?;
     put(out, Handle::new(GI, handle.index(), id, 0, instance.serial).pack())
 });
 
@@ -136,7 +136,7 @@ fn create_gpu_instance(
     name: &str,
     device: nvmlDevice_t,
     out: *mut nvmlGpuInstance_t,
-    make: impl FnOnce(&mut Card) -> Result<u32, Code>,
+    make: impl FnOnce(&mut Gpu) -> Result<u32, Code>,
 ) -> Code {
     latency();
     let handle = match Handle::unpack(device, &[GPU]) {
@@ -148,14 +148,15 @@ fn create_gpu_instance(
         if out.is_null() {
             return Err(INVALID_ARGUMENT);
         }
-        let card = handle.card_mut(state)?;
-        // The first instance switches partitioning on, which a client of the whole card forbids.
-        let whole = |holder: &Holder| holder.gpu == handle.index() && holder.instance.is_none();
-        if card.instances.is_empty() && card.mig && store.holders().iter().any(whole) {
+        let gpu = handle.gpu_mut(state)?;
+        // The first instance switches partitioning on, which a client of the whole GPU forbids.
+        let whole =
+            |process: &DeviceProcess| process.gpu == handle.index() && process.instance.is_none();
+        if gpu.instances.is_empty() && gpu.mig && store.device_processes().iter().any(whole) {
             return Err(IN_USE);
         }
-        let id = make(card)?;
-        let serial = card.serial;
+        let id = make(gpu)?;
+        let serial = gpu.serial;
         put(out, Handle::new(GI, handle.index(), id, 0, serial).pack())
     })
 }
@@ -166,8 +167,8 @@ pub extern "C" fn nvmlDeviceCreateGpuInstance(
     id: c_uint,
     out: *mut nvmlGpuInstance_t,
 ) -> Code {
-    create_gpu_instance("nvmlDeviceCreateGpuInstance", device, out, |card| {
-        card.create(id)
+    create_gpu_instance("nvmlDeviceCreateGpuInstance", device, out, |gpu| {
+        gpu.create(id)
     })
 }
 
@@ -187,9 +188,9 @@ pub extern "C" fn nvmlDeviceCreateGpuInstanceWithPlacement(
         "nvmlDeviceCreateGpuInstanceWithPlacement",
         device,
         out,
-        |card| {
+        |gpu| {
             let narrow = |number: c_uint| u8::try_from(number).map_err(|_| INVALID_ARGUMENT);
-            card.create_at(id, narrow(at.start)?, narrow(at.size)?)
+            gpu.create_at(id, narrow(at.start)?, narrow(at.size)?)
         },
     )
 }
@@ -207,14 +208,14 @@ gpu_instance!(nvmlGpuInstanceGetInfo, (out: *mut nvmlGpuInstanceInfo_t), |handle
 gpu_instance!(nvmlGpuInstanceDestroy, (), |handle, store, state| {
     privileged()?;
     let serial = handle.instance(state)?.serial;
-    let busy = store.holders().iter().any(|holder| {
-        holder.gpu == handle.index()
-            && holder
+    let busy = store.device_processes().iter().any(|process| {
+        process.gpu == handle.index()
+            && process
                 .instance
                 .is_some_and(|(gi, s, _)| (gi, s) == (handle.gi.into(), serial))
     });
     if busy {
         return Err(IN_USE);
     }
-    handle.card_mut(state)?.destroy(handle.gi.into())
+    handle.gpu_mut(state)?.destroy(handle.gi.into())
 });

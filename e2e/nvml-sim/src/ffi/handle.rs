@@ -3,12 +3,12 @@
 use std::ptr;
 
 use crate::{
-    card::{Card, Compute, Instance},
     code::{Code, GPU_IS_LOST, INVALID_ARGUMENT},
+    gpu::{Compute, Gpu, Instance},
     state::State,
 };
 
-/// What an opaque handle stands for, packed into its 64 bits: kind, card, GI id, CI id, serial.
+/// What an opaque handle stands for, packed into its 64 bits: kind, GPU, GI id, CI id, serial.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Handle {
     pub(super) kind: u8,
@@ -65,24 +65,20 @@ impl Handle {
         usize::from(self.gpu)
     }
 
-    pub(super) fn card(self, state: &State) -> Result<&Card, Code> {
-        let card = state.cards.get(self.index()).ok_or(INVALID_ARGUMENT)?;
-        if card.lost {
-            Err(GPU_IS_LOST)
-        } else {
-            Ok(card)
-        }
+    pub(super) fn gpu(self, state: &State) -> Result<&Gpu, Code> {
+        let gpu = state.gpus.get(self.index()).ok_or(INVALID_ARGUMENT)?;
+        if gpu.lost { Err(GPU_IS_LOST) } else { Ok(gpu) }
     }
 
-    pub(super) fn card_mut(self, state: &mut State) -> Result<&mut Card, Code> {
-        self.card(state)?;
-        state.cards.get_mut(self.index()).ok_or(INVALID_ARGUMENT)
+    pub(super) fn gpu_mut(self, state: &mut State) -> Result<&mut Gpu, Code> {
+        self.gpu(state)?;
+        state.gpus.get_mut(self.index()).ok_or(INVALID_ARGUMENT)
     }
 
     /// The instance; a handle dies with the very instance that it was given for, a MIG device's does not.
     pub(super) fn instance(self, state: &State) -> Result<&Instance, Code> {
         let instance = self
-            .card(state)?
+            .gpu(state)?
             .instance(self.gi.into())
             .ok_or(INVALID_ARGUMENT)?;
         if self.kind == MIG || instance.serial == self.serial {

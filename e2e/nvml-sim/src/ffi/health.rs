@@ -14,7 +14,7 @@ use super::{declare::device, handle::GPU, out::put};
 use crate::code::{INVALID_ARGUMENT, NOT_SUPPORTED, SUCCESS};
 
 device!(nvmlDeviceGetRemappedRows, &[GPU], (correctable: *mut c_uint, uncorrectable: *mut c_uint, pending: *mut c_uint, failed: *mut c_uint), |handle, _store, state| {
-    let rows = handle.card(state)?.remapped;
+    let rows = handle.gpu(state)?.remapped;
     put(correctable, rows.correctable)?;
     put(uncorrectable, rows.uncorrectable)?;
     put(pending, rows.pending.into())?;
@@ -22,7 +22,7 @@ device!(nvmlDeviceGetRemappedRows, &[GPU], (correctable: *mut c_uint, uncorrecta
 });
 
 device!(nvmlDeviceGetFieldValues, &[GPU], (count: c_int, fields: *mut nvmlFieldValue_t), |handle, _store, state| {
-    let card = handle.card(state)?;
+    let gpu = handle.gpu(state)?;
     let count = usize::try_from(count).unwrap_or_default();
     if count == 0 || fields.is_null() {
         return Err(INVALID_ARGUMENT);
@@ -31,8 +31,8 @@ device!(nvmlDeviceGetFieldValues, &[GPU], (count: c_int, fields: *mut nvmlFieldV
     // SAFETY: not null; the caller gives `count` of them.
     for field in unsafe { std::slice::from_raw_parts_mut(fields, count) } {
         let value = match field.fieldId {
-            NVML_FI_DEV_GET_GPU_RECOVERY_ACTION => Some(card.recovery_action),
-            NVML_FI_DEV_IS_RESETLESS_MIG_SUPPORTED => Some((!card.model().is_ampere()).into()),
+            NVML_FI_DEV_GET_GPU_RECOVERY_ACTION => Some(gpu.recovery_action),
+            NVML_FI_DEV_IS_RESETLESS_MIG_SUPPORTED => Some((!gpu.model().is_ampere()).into()),
             _ => None,
         };
         field.timestamp = i64::try_from(now).unwrap_or_default();

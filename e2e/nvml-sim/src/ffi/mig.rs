@@ -17,9 +17,9 @@ use crate::{
 };
 
 device!(nvmlDeviceGetMigMode, &[GPU], (current: *mut c_uint, pending: *mut c_uint), |handle, _store, state| {
-    let card = handle.card(state)?;
-    put(current, card.mig.into())?;
-    put(pending, card.pending.into())
+    let gpu = handle.gpu(state)?;
+    put(current, gpu.mig.into())?;
+    put(pending, gpu.pending.into())
 });
 
 #[unsafe(no_mangle)]
@@ -32,10 +32,10 @@ pub extern "C" fn nvmlDeviceSetMigMode(
         Ok(handle) => handle,
         Err(code) => return code,
     };
-    let gpu = handle.index();
-    faulty("nvmlDeviceSetMigMode", Some(gpu), |store, fault| {
+    let index = handle.index();
+    faulty("nvmlDeviceSetMigMode", Some(index), |store, fault| {
         locked(store, |state| {
-            let card = handle.card_mut(state)?;
+            let gpu = handle.gpu_mut(state)?;
             if handle.kind == MIG {
                 return Err(NOT_SUPPORTED);
             }
@@ -44,24 +44,27 @@ pub extern "C" fn nvmlDeviceSetMigMode(
                 return Err(INVALID_ARGUMENT);
             }
             if let Some(Action::Activation(code)) = fault {
-                card.pending = mode == 1;
+                gpu.pending = mode == 1;
                 return put(activation, code);
             }
-            let held = store.holders().iter().any(|holder| holder.gpu == gpu);
-            put(activation, card.set_mig(mode == 1, held)?)
+            let held = store
+                .device_processes()
+                .iter()
+                .any(|process| process.gpu == index);
+            put(activation, gpu.set_mig(mode == 1, held)?)
         })
     })
 }
 
 device!(nvmlDeviceGetMaxMigDeviceCount, &[GPU], (out: *mut c_uint), |handle, _store, state| {
-    let card = handle.card(state)?;
-    put(out, if card.mig { card.model().compute_slices.into() } else { 0 })
+    let gpu = handle.gpu(state)?;
+    put(out, if gpu.mig { gpu.model().compute_slices.into() } else { 0 })
 });
 
 device!(nvmlDeviceGetMigDeviceHandleByIndex, &[GPU], (index: c_uint, out: *mut nvmlDevice_t), |handle, _store, state| {
-    let card = handle.card(state)?;
+    let gpu = handle.gpu(state)?;
     let dev = device_nodes();
-    let mut seen = card.mig_devices().filter(|(i, c)| sees_mig(dev.as_deref(), card, i.id, c.id));
+    let mut seen = gpu.mig_devices().filter(|(i, c)| sees_mig(dev.as_deref(), gpu, i.id, c.id));
     let (instance, compute) = seen.nth(index as usize).ok_or(NOT_FOUND)?;
     put(out, Handle::new(MIG, handle.index(), instance.id, compute.id, 0).pack())
 });
@@ -80,7 +83,7 @@ device!(nvmlDeviceGetComputeInstanceId, &[MIG], (out: *mut c_uint), |handle, _st
 
 device!(nvmlDeviceGetAttributes_v2, &[MIG], (out: *mut nvmlDeviceAttributes_t), |handle, _store, state| {
     let (instance, compute) = handle.compute(state)?;
-    let profile = handle.card(state)?.model().by_id(instance.profile_id).ok_or(UNKNOWN)?;
+    let profile = handle.gpu(state)?.model().by_id(instance.profile_id).ok_or(UNKNOWN)?;
     let [copy, decoder, encoder, jpeg, ofa] = profile.engines;
     put(out, nvmlDeviceAttributes_t {
         multiprocessorCount: compute.sm,

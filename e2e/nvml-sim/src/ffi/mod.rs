@@ -1,4 +1,4 @@
-//! The exported C symbols, by NVML's chapters: each finds its GPU and instance, and leaves the rules to `card`.
+//! The exported C symbols, by NVML's chapters: each finds its GPU and instance, and leaves the rules to `gpu`.
 #![allow(unsafe_code, reason = "a C ABI")]
 #![allow(non_snake_case, unreachable_pub, reason = "names of NVML")]
 #![allow(

@@ -9,25 +9,25 @@ use super::{
     handle::{GPU, MIG},
     out::put_list,
 };
-use crate::{code::UNKNOWN, process::Holder};
+use crate::{code::UNKNOWN, process::DeviceProcess};
 
 device!(nvmlDeviceGetComputeRunningProcesses_v3, &[GPU, MIG], (count: *mut c_uint, out: *mut nvmlProcessInfo_t), |handle, store, state| {
-    let card = handle.card(state)?;
-    let of_device: Vec<Holder> = store
-        .holders()
+    let gpu = handle.gpu(state)?;
+    let of_device: Vec<DeviceProcess> = store
+        .device_processes()
         .into_iter()
-        .filter(|holder| holder.gpu == handle.index())
-        .filter(|holder| match holder.instance {
+        .filter(|process| process.gpu == handle.index())
+        .filter(|process| match process.instance {
             Some((gi, serial, ci)) if handle.kind == MIG => {
                 (gi, ci) == (handle.gi.into(), handle.ci.into())
-                    && card.instance(gi).is_some_and(|instance| instance.serial == serial)
+                    && gpu.instance(gi).is_some_and(|instance| instance.serial == serial)
             }
             _ => handle.kind == GPU,
         })
         .collect();
     // SAFETY: a plain C struct, for which zeros are a value.
     let blank: nvmlProcessInfo_t = unsafe { std::mem::zeroed() };
-    let infos: Vec<_> = of_device.iter().map(|holder| nvmlProcessInfo_t { pid: holder.pid, ..blank }).collect();
+    let infos: Vec<_> = of_device.iter().map(|process| nvmlProcessInfo_t { pid: process.pid, ..blank }).collect();
     put_list(out, count, &infos, false)
 });
 
@@ -46,12 +46,12 @@ device!(nvmlSimHold, &[GPU, MIG], (), |handle, store, state| {
     } else {
         None
     };
-    let holder = Holder {
+    let process = DeviceProcess {
         pid: std::process::id(),
         gpu: handle.index(),
         instance,
     };
-    let file = store.hold(&holder).map_err(|_| UNKNOWN)?;
+    let file = store.hold(&process).map_err(|_| UNKNOWN)?;
     HELD.lock().map_err(|_| UNKNOWN)?.push(file);
     Ok(())
 });

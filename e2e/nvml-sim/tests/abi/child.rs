@@ -14,7 +14,7 @@ use nvml_wrapper::{
 use nvml_wrapper_sys::bindings::{field_id, nvmlDevice_t};
 
 use crate::raw::{
-    Card, GPU_IS_LOST, IN_USE, INSUFFICIENT_RESOURCES, INVALID_ARGUMENT, ONE_SLICE, SUCCESS,
+    GPU_IS_LOST, Gpu, IN_USE, INSUFFICIENT_RESOURCES, INVALID_ARGUMENT, ONE_SLICE, SUCCESS,
     TIMEOUT, UNINITIALIZED,
 };
 
@@ -28,67 +28,67 @@ fn child_process() {
         "life" => life(),
         "held" => held(),
         "make" => {
-            let card = Card::open();
-            let gi = card.create(ONE_SLICE, 2, 1).unwrap();
-            card.create_compute(gi);
+            let gpu = Gpu::open();
+            let gi = gpu.create(ONE_SLICE, 2, 1).unwrap();
+            gpu.create_compute(gi);
         }
-        "make-in-use" => assert_eq!(Card::open().create(ONE_SLICE, 2, 1), Err(IN_USE)),
+        "make-in-use" => assert_eq!(Gpu::open().create(ONE_SLICE, 2, 1), Err(IN_USE)),
         "make-refused" => make_refused(),
         "enable-busy" => enable_busy(),
-        "enabled" => assert_eq!(Card::open().mig(), (1, 1)),
+        "enabled" => assert_eq!(Gpu::open().mig(), (1, 1)),
         "events" => events(&own_dir()),
         "health" => health(&own_dir()),
         "lost" => lost(&own_dir()),
         "enable-later" => enable_later(),
         "session" => session(&own_dir()),
         "hold" => hold(false),
-        "hold-card" => hold(true),
+        "hold-gpu" => hold(true),
         other => panic!("no child {other}"),
     }
 }
 
 fn held() {
-    let card = Card::open();
-    // SAFETY: as in `Card::create`.
+    let gpu = Gpu::open();
+    // SAFETY: as in `Gpu::create`.
     let (mut gi, mut ci) = (ptr::null_mut(), ptr::null_mut());
     let code = unsafe {
-        let id = own_dir().snapshot().unwrap().cards[0].instances[0].id;
-        let code = card
+        let id = own_dir().snapshot().unwrap().gpus[0].instances[0].id;
+        let code = gpu
             .lib
-            .nvmlDeviceGetGpuInstanceById(card.device, id, &raw mut gi);
+            .nvmlDeviceGetGpuInstanceById(gpu.device, id, &raw mut gi);
         assert_eq!(code, SUCCESS);
-        card.lib
+        gpu.lib
             .nvmlGpuInstanceGetComputeInstanceById(gi, 0, &raw mut ci)
     };
     assert_eq!(code, SUCCESS);
-    assert_eq!(card.destroy_compute(ci), IN_USE);
-    assert_eq!(card.destroy(gi), IN_USE);
+    assert_eq!(gpu.destroy_compute(ci), IN_USE);
+    assert_eq!(gpu.destroy(gi), IN_USE);
 }
 
 fn make_refused() {
-    let card = Card::open();
-    assert!(card.create(ONE_SLICE, 0, 1).is_ok());
-    assert_eq!(card.create(ONE_SLICE, 1, 1), Err(INSUFFICIENT_RESOURCES));
-    assert!(card.create(ONE_SLICE, 1, 1).is_ok(), "the fault is over");
+    let gpu = Gpu::open();
+    assert!(gpu.create(ONE_SLICE, 0, 1).is_ok());
+    assert_eq!(gpu.create(ONE_SLICE, 1, 1), Err(INSUFFICIENT_RESOURCES));
+    assert!(gpu.create(ONE_SLICE, 1, 1).is_ok(), "the fault is over");
 }
 
 fn enable_busy() {
-    let card = Card::open();
-    assert_eq!(card.mig(), (0, 0));
+    let gpu = Gpu::open();
+    assert_eq!(gpu.mig(), (0, 0));
     assert_eq!(
-        card.set_mig(1),
+        gpu.set_mig(1),
         (SUCCESS, IN_USE),
         "two results, the second says no"
     );
-    assert_eq!(card.mig(), (0, 1));
+    assert_eq!(gpu.mig(), (0, 1));
 }
 
 fn enable_later() {
-    let card = Card::open();
-    assert_eq!(card.set_mig(1), (SUCCESS, IN_USE), "the status says no");
-    assert_eq!(card.mig(), (0, 1));
-    assert_eq!(card.set_mig(1), (SUCCESS, SUCCESS), "the fault is over");
-    assert_eq!(card.mig(), (1, 1));
+    let gpu = Gpu::open();
+    assert_eq!(gpu.set_mig(1), (SUCCESS, IN_USE), "the status refuses");
+    assert_eq!(gpu.mig(), (0, 1));
+    assert_eq!(gpu.set_mig(1), (SUCCESS, SUCCESS), "the fault is over");
+    assert_eq!(gpu.mig(), (1, 1));
 }
 
 /// The directory of a child.
@@ -109,46 +109,46 @@ fn xid(data: u64, instance: Option<(u32, u32)>) -> Event {
 const UNATTRIBUTED: u32 = u32::MAX;
 
 fn events(store: &Store) {
-    let card = Card::open();
+    let gpu = Gpu::open();
     store.raise(xid(13, None)).unwrap();
-    let set = card.register(card.device, XID).unwrap();
-    assert_eq!(card.wait(set, 0), Err(TIMEOUT), "13 was before");
+    let set = gpu.register(gpu.device, XID).unwrap();
+    assert_eq!(gpu.wait(set, 0), Err(TIMEOUT), "13 was before");
     store.double_bit_error(0).unwrap();
     store.raise(xid(94, Some((9, 0)))).unwrap();
     store.raise(xid(79, None)).unwrap();
     assert_eq!(
-        card.wait(set, 0),
+        gpu.wait(set, 0),
         Ok((94, 9, 0)),
         "no ECC event, not asked for"
     );
-    assert_eq!(card.wait(set, 0), Ok((79, UNATTRIBUTED, UNATTRIBUTED)));
-    assert_eq!(card.wait(set, 1), Err(TIMEOUT), "each arrives once");
+    assert_eq!(gpu.wait(set, 0), Ok((79, UNATTRIBUTED, UNATTRIBUTED)));
+    assert_eq!(gpu.wait(set, 1), Err(TIMEOUT), "each arrives once");
     std::thread::scope(|scope| {
         scope.spawn(|| store.raise(xid(48, None)).unwrap());
         let minute = 60_000;
-        assert_eq!(card.wait(set, minute), Ok((48, UNATTRIBUTED, UNATTRIBUTED)));
+        assert_eq!(gpu.wait(set, minute), Ok((48, UNATTRIBUTED, UNATTRIBUTED)));
     });
-    // SAFETY: as in `Card::create`; a stale handle is an error of the library.
-    let free = || unsafe { card.lib.nvmlEventSetFree(set) };
+    // SAFETY: as in `Gpu::create`; a stale handle is an error of the library.
+    let free = || unsafe { gpu.lib.nvmlEventSetFree(set) };
     assert_eq!((free(), free()), (SUCCESS, INVALID_ARGUMENT));
-    assert_eq!(card.wait(set, 0), Err(INVALID_ARGUMENT));
-    let gi = card.create(ONE_SLICE, 0, 1).unwrap();
-    card.create_compute(gi);
+    assert_eq!(gpu.wait(set, 0), Err(INVALID_ARGUMENT));
+    let gi = gpu.create(ONE_SLICE, 0, 1).unwrap();
+    gpu.create_compute(gi);
     let mut mig = ptr::null_mut();
-    // SAFETY: as in `Card::create`.
+    // SAFETY: as in `Gpu::create`.
     let code = unsafe {
-        card.lib
-            .nvmlDeviceGetMigDeviceHandleByIndex(card.device, 0, &raw mut mig)
+        gpu.lib
+            .nvmlDeviceGetMigDeviceHandleByIndex(gpu.device, 0, &raw mut mig)
     };
     assert_eq!(code, SUCCESS);
     assert_eq!(
-        card.register(mig, XID),
+        gpu.register(mig, XID),
         Err(INVALID_ARGUMENT),
-        "events are of cards"
+        "events are of GPUs"
     );
 }
 
-/// What an agent reads of an ailing card, by nvml-wrapper where it wraps it.
+/// What an agent reads of an unhealthy GPU, by nvml-wrapper where it wraps it.
 fn health(store: &Store) {
     let nvml = Nvml::builder()
         .lib_path(built_library().unwrap().as_ref())
@@ -195,31 +195,31 @@ fn health(store: &Store) {
         action.unwrap().value.unwrap()
     };
     assert_eq!((rows(), action()), ([0, 1, 1, 0], SampleValue::U32(1)));
-    store.with(|state| state.cards[0].reset()).unwrap();
+    store.with(|state| state.gpus[0].reset()).unwrap();
     assert_eq!((rows(), action()), ([0, 1, 0, 0], SampleValue::U32(0)));
     let name = nvml.sys_process_name(std::process::id(), 4096).unwrap();
     assert_eq!(Some(name), std::env::args().next());
 }
 
 fn lost(store: &Store) {
-    let card = Card::open();
-    let gi = card.create(ONE_SLICE, 0, 1).unwrap();
-    let id = card.id(gi);
-    let set = card.register(card.device, XID).unwrap();
-    let lose = |lost| store.with(|state| state.cards[0].lost = lost).unwrap();
+    let gpu = Gpu::open();
+    let gi = gpu.create(ONE_SLICE, 0, 1).unwrap();
+    let id = gpu.id(gi);
+    let set = gpu.register(gpu.device, XID).unwrap();
+    let lose = |lost| store.with(|state| state.gpus[0].lost = lost).unwrap();
     lose(true);
     store.raise(xid(79, None)).unwrap();
-    assert_eq!(card.wait(set, 0), Ok((79, UNATTRIBUTED, UNATTRIBUTED)));
-    assert_eq!(card.wait(set, 0), Err(GPU_IS_LOST), "after all events");
-    assert_eq!(card.wait(set, 0), Err(TIMEOUT), "and once");
-    assert_eq!(card.id(gi), Err(GPU_IS_LOST));
-    assert_eq!(card.create(ONE_SLICE, 1, 1), Err(GPU_IS_LOST));
-    let uuid = store.snapshot().unwrap().cards[0].uuid();
+    assert_eq!(gpu.wait(set, 0), Ok((79, UNATTRIBUTED, UNATTRIBUTED)));
+    assert_eq!(gpu.wait(set, 0), Err(GPU_IS_LOST), "after all events");
+    assert_eq!(gpu.wait(set, 0), Err(TIMEOUT), "and once");
+    assert_eq!(gpu.id(gi), Err(GPU_IS_LOST));
+    assert_eq!(gpu.create(ONE_SLICE, 1, 1), Err(GPU_IS_LOST));
+    let uuid = store.snapshot().unwrap().gpus[0].uuid();
     let uuid = std::ffi::CString::new(uuid).unwrap();
     let (mut device, mut index) = (ptr::null_mut(), 0);
-    // SAFETY: as in `Card::create`.
+    // SAFETY: as in `Gpu::create`.
     unsafe {
-        let lib = &card.lib;
+        let lib = &gpu.lib;
         let code = lib.nvmlDeviceGetHandleByUUID(uuid.as_ptr(), &raw mut device);
         assert_eq!(code, GPU_IS_LOST);
         let by_index = |at, device| lib.nvmlDeviceGetHandleByIndex_v2(at, device);
@@ -229,14 +229,14 @@ fn lost(store: &Store) {
     }
     assert_eq!(index, 1, "the others stay where they are");
     lose(false);
-    assert_eq!(card.wait(set, 0), Err(TIMEOUT));
-    assert_eq!(card.id(gi), id, "nothing of it was lost");
+    assert_eq!(gpu.wait(set, 0), Err(TIMEOUT));
+    assert_eq!(gpu.id(gi), id, "nothing of it was lost");
     lose(true);
-    assert_eq!(card.wait(set, 0), Err(GPU_IS_LOST), "another loss");
+    assert_eq!(gpu.wait(set, 0), Err(GPU_IS_LOST), "another loss");
 }
 
 fn session(store: &Store) {
-    let (first, second) = (Card::open(), Card::open());
+    let (first, second) = (Gpu::open(), Gpu::open());
     assert_eq!(store.sessions(), 1, "one a process");
     assert_eq!(first.shutdown(), SUCCESS);
     assert_eq!(store.sessions(), 1, "opened twice");
@@ -245,35 +245,35 @@ fn session(store: &Store) {
 }
 
 fn life() {
-    let card = Card::open();
+    let gpu = Gpu::open();
     // Placements: legal, taken, illegal, of no profile.
-    let gi = card.create(ONE_SLICE, 3, 1).unwrap();
-    assert_eq!(card.create(ONE_SLICE, 3, 1), Err(INSUFFICIENT_RESOURCES));
+    let gi = gpu.create(ONE_SLICE, 3, 1).unwrap();
+    assert_eq!(gpu.create(ONE_SLICE, 3, 1), Err(INSUFFICIENT_RESOURCES));
     assert_eq!(
-        card.create(9, 0, 4),
+        gpu.create(9, 0, 4),
         Err(INSUFFICIENT_RESOURCES),
         "3g.40gb overlaps"
     );
-    assert_eq!(card.create(ONE_SLICE, 7, 1), Err(INVALID_ARGUMENT));
-    assert_eq!(card.create(99, 0, 1), Err(INVALID_ARGUMENT));
-    assert_ne!(card.id(gi), Ok(3), "an id is no start");
+    assert_eq!(gpu.create(ONE_SLICE, 7, 1), Err(INVALID_ARGUMENT));
+    assert_eq!(gpu.create(99, 0, 1), Err(INVALID_ARGUMENT));
+    assert_ne!(gpu.id(gi), Ok(3), "an id is no start");
     // A compute instance holds its GPU instance; the MIG device is both.
-    let ci = card.create_compute(gi);
-    let (uuid, mib) = Card::first();
+    let ci = gpu.create_compute(gi);
+    let (uuid, mib) = Gpu::first();
     assert!(uuid.starts_with("MIG-") && mib == 9_728, "{uuid} {mib}");
-    assert_eq!(card.destroy(gi), IN_USE);
-    assert_eq!(card.destroy_compute(ci), SUCCESS);
-    assert_eq!(card.destroy(gi), SUCCESS);
+    assert_eq!(gpu.destroy(gi), IN_USE);
+    assert_eq!(gpu.destroy_compute(ci), SUCCESS);
+    assert_eq!(gpu.destroy(gi), SUCCESS);
     // A stale handle, and the same UUID for the same place.
     assert_eq!(
-        (card.destroy(gi), card.id(gi)),
+        (gpu.destroy(gi), gpu.id(gi)),
         (INVALID_ARGUMENT, Err(INVALID_ARGUMENT))
     );
-    let again = card.create(ONE_SLICE, 3, 1).unwrap();
-    card.create_compute(again);
-    assert_eq!(Card::first().0, uuid);
+    let again = gpu.create(ONE_SLICE, 3, 1).unwrap();
+    gpu.create_compute(again);
+    assert_eq!(Gpu::first().0, uuid);
     assert_eq!(
-        card.id(gi),
+        gpu.id(gi),
         Err(INVALID_ARGUMENT),
         "an old handle is not the new instance"
     );
@@ -285,13 +285,13 @@ fn hold(whole: bool) {
         .lib_path(built_library().unwrap().as_ref())
         .init()
         .unwrap();
-    let card = nvml.device_by_index(0).unwrap();
+    let gpu = nvml.device_by_index(0).unwrap();
     let mig =
-        (0..card.mig_device_count().unwrap_or(0)).find_map(|at| card.mig_device_by_index(at).ok());
+        (0..gpu.mig_device_count().unwrap_or(0)).find_map(|at| gpu.mig_device_by_index(at).ok());
     // SAFETY: the handle is this library's; the symbol is its own and takes a handle.
     let code = unsafe {
         let device = if whole {
-            card.handle()
+            gpu.handle()
         } else {
             mig.unwrap().handle()
         };

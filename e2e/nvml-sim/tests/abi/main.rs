@@ -42,10 +42,10 @@ fn run(dir: &Path, what: &str) {
     assert!(output.status.success(), "{what}: {text}");
 }
 
-/// A process on the first MIG device, or on the whole card.
-struct Holder(Child);
+/// A process on the first MIG device, or on the whole GPU.
+struct DeviceProcess(Child);
 
-impl Holder {
+impl DeviceProcess {
     fn start(dir: &Path, what: &str) -> Self {
         let mut child = child(dir, what).stdout(Stdio::piped()).spawn().unwrap();
         let lines = BufReader::new(child.stdout.take().unwrap()).lines();
@@ -57,7 +57,7 @@ impl Holder {
     }
 }
 
-impl Drop for Holder {
+impl Drop for DeviceProcess {
     fn drop(&mut self) {
         let _ = self.0.kill();
         let _ = self.0.wait();
@@ -65,10 +65,10 @@ impl Drop for Holder {
 }
 
 fn node(model: &str, mig: bool) -> tempfile::TempDir {
-    cards(model, mig, 1)
+    gpus(model, mig, 1)
 }
 
-fn cards(model: &str, mig: bool, count: usize) -> tempfile::TempDir {
+fn gpus(model: &str, mig: bool, count: usize) -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     let spec = GpuSpec {
         model: model.into(),
@@ -103,12 +103,12 @@ fn an_instance_is_made_seen_and_removed() {
 fn a_process_on_a_device_keeps_it() {
     let dir = node("a100-80gb", true);
     run(dir.path(), "make");
-    let holder = Holder::start(dir.path(), "hold");
+    let holder = DeviceProcess::start(dir.path(), "hold");
     run(dir.path(), "held");
     drop(holder);
-    assert!(Store::new(dir.path()).holders().is_empty());
+    assert!(Store::new(dir.path()).device_processes().is_empty());
     assert_eq!(
-        Store::new(dir.path()).snapshot().unwrap().cards[0]
+        Store::new(dir.path()).snapshot().unwrap().gpus[0]
             .instances
             .len(),
         1
@@ -116,9 +116,9 @@ fn a_process_on_a_device_keeps_it() {
 }
 
 #[test]
-fn a_client_of_the_whole_card_forbids_the_first_instance() {
+fn a_client_of_the_whole_gpu_forbids_the_first_instance() {
     let dir = node("h100-80gb", true);
-    let holder = Holder::start(dir.path(), "hold-card");
+    let holder = DeviceProcess::start(dir.path(), "hold-gpu");
     run(dir.path(), "make-in-use");
     drop(holder);
     run(dir.path(), "make");
@@ -127,11 +127,11 @@ fn a_client_of_the_whole_card_forbids_the_first_instance() {
 #[test]
 fn ampere_takes_a_new_mode_at_the_reset() {
     let dir = node("a100-80gb", false);
-    let holder = Holder::start(dir.path(), "hold-card");
+    let holder = DeviceProcess::start(dir.path(), "hold-gpu");
     run(dir.path(), "enable-busy");
     drop(holder);
     let store = Store::new(dir.path());
-    store.with(|state| state.cards[0].reset()).unwrap();
+    store.with(|state| state.gpus[0].reset()).unwrap();
     run(dir.path(), "enabled");
 }
 
@@ -141,13 +141,13 @@ fn an_xid_arrives_once_with_its_instance_and_none_from_before() {
 }
 
 #[test]
-fn an_ailing_card_says_what_it_needs() {
+fn an_unhealthy_gpu_reports_the_recovery_that_it_needs() {
     run(node("a100-80gb", true).path(), "health");
 }
 
 #[test]
-fn a_lost_card_is_lost_to_every_call_and_the_others_stay() {
-    run(cards("h100-80gb", true, 2).path(), "lost");
+fn a_lost_gpu_is_lost_to_every_call_and_the_others_stay() {
+    run(gpus("h100-80gb", true, 2).path(), "lost");
 }
 
 #[test]
@@ -163,12 +163,12 @@ fn a_mode_that_is_not_activated_stays_pending() {
 }
 
 #[test]
-fn a_reset_waits_until_nobody_has_the_card_open() {
+fn a_reset_waits_until_nobody_has_the_gpu_open() {
     let dir = node("a100-80gb", true);
     run(dir.path(), "session");
     run(dir.path(), "make");
     let store = Store::new(dir.path());
-    let uuid = store.snapshot().unwrap().cards[0].uuid();
+    let uuid = store.snapshot().unwrap().gpus[0].uuid();
     let reset = || {
         let output = Command::new(env!("CARGO_BIN_EXE_nvml-sim"))
             .args(["nvidia-smi", "--gpu-reset", "-i", &uuid])
@@ -178,10 +178,10 @@ fn a_reset_waits_until_nobody_has_the_card_open() {
         // A backtrace may follow.
         let words = String::from_utf8_lossy(&output.stderr);
         let words = words.lines().next().unwrap_or_default().to_owned();
-        let instances = store.snapshot().unwrap().cards[0].instances.len();
+        let instances = store.snapshot().unwrap().gpus[0].instances.len();
         (output.status.success(), words, instances)
     };
-    let holder = Holder::start(dir.path(), "hold-card");
+    let holder = DeviceProcess::start(dir.path(), "hold-gpu");
     let refusal = "Error: GPU 0 is in use by another client: 1 NVML session, 1 process";
     assert_eq!(reset(), (false, refusal.to_owned(), 1));
     drop(holder);
@@ -212,10 +212,10 @@ fn a_caller_dies_before_or_after_its_call() {
             std::os::unix::process::ExitStatusExt::signal(&status),
             Some(9)
         );
-        let cards = Store::new(dir.path()).snapshot().unwrap().cards;
-        assert_eq!(cards[0].instances.len(), instances);
+        let gpus = Store::new(dir.path()).snapshot().unwrap().gpus;
+        assert_eq!(gpus[0].instances.len(), instances);
         assert!(
-            cards[0]
+            gpus[0]
                 .instances
                 .iter()
                 .all(|instance| instance.compute.is_empty())

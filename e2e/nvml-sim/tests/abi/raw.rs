@@ -19,13 +19,13 @@ pub(crate) const INSUFFICIENT_RESOURCES: u32 = 23;
 /// `info.id` of 1g.10gb on an A100.
 pub(crate) const ONE_SLICE: u32 = 19;
 
-/// The first card, by raw calls.
-pub(crate) struct Card {
+/// The first GPU, by raw calls.
+pub(crate) struct Gpu {
     pub(crate) lib: NvmlLib,
     pub(crate) device: nvmlDevice_t,
 }
 
-impl Card {
+impl Gpu {
     pub(crate) fn open() -> Self {
         // SAFETY: the library is ours and its functions take what the bindings say; handles are plain values.
         unsafe {
@@ -98,9 +98,9 @@ impl Card {
             .lib_path(built_library().unwrap().as_ref())
             .init()
             .unwrap();
-        let card = nvml.device_by_index(0).unwrap();
+        let gpu = nvml.device_by_index(0).unwrap();
         let mig =
-            (0..card.mig_device_count().unwrap()).find_map(|at| card.mig_device_by_index(at).ok());
+            (0..gpu.mig_device_count().unwrap()).find_map(|at| gpu.mig_device_by_index(at).ok());
         let mig = mig.unwrap();
         (mig.uuid().unwrap(), mig.memory_info().unwrap().total >> 20)
     }

@@ -1,9 +1,9 @@
 //! MIG mode, resets, reboots, and what each of them repairs.
 
-use super::{Card, RECOVER_BY_REBOOT, RECOVER_NOTHING, Remapped};
+use super::{Gpu, RECOVER_BY_REBOOT, RECOVER_NOTHING, Remapped};
 use crate::code::{Code, IN_USE, SUCCESS};
 
-impl Card {
+impl Gpu {
     /// Sets the MIG mode; `Ok` is the activation status.
     pub fn set_mig(&mut self, on: bool, held: bool) -> Result<Code, Code> {
         if !on && !self.instances.is_empty() {
@@ -43,7 +43,7 @@ impl Card {
         self.recovery_action = RECOVER_NOTHING;
     }
 
-    /// The card is as healthy as a new one; its instances live on.
+    /// The GPU is as healthy as a new one; its instances live on.
     pub fn recover(&mut self) {
         self.lost = false;
         self.recovery_action = RECOVER_NOTHING;
@@ -53,11 +53,11 @@ impl Card {
 
 #[cfg(test)]
 mod tests {
-    use super::{super::RECOVER_BY_RESET, super::tests::card, *};
+    use super::{super::RECOVER_BY_RESET, super::tests::gpu, *};
 
     #[test]
     fn ampere_waits_for_a_reset_where_hopper_refuses() {
-        let mut ampere = card("A30-24GB");
+        let mut ampere = gpu("A30-24GB");
         assert_eq!(ampere.set_mig(false, true), Ok(IN_USE));
         assert_eq!((ampere.mig, ampere.pending), (true, false));
         ampere.reset();
@@ -65,7 +65,7 @@ mod tests {
         assert_eq!(ampere.set_mig(true, false), Ok(SUCCESS));
         ampere.reboot();
         assert!(ampere.mig, "Ampere remembers");
-        let mut hopper = card("H100-SXM5-80GB");
+        let mut hopper = gpu("H100-SXM5-80GB");
         assert_eq!(hopper.set_mig(false, true), Err(IN_USE));
         hopper.create(19).unwrap();
         assert_eq!(hopper.set_mig(false, false), Err(IN_USE), "instances exist");
@@ -80,17 +80,17 @@ mod tests {
     #[test]
     fn a_reset_repairs_what_it_can_and_a_reboot_the_rest() {
         let broken = |key: &str, recovery_action: u32| {
-            let mut card = card(key);
-            (card.lost, card.recovery_action) = (true, recovery_action);
-            (card.remapped.uncorrectable, card.remapped.pending) = (1, true);
-            card
+            let mut gpu = gpu(key);
+            (gpu.lost, gpu.recovery_action) = (true, recovery_action);
+            (gpu.remapped.uncorrectable, gpu.remapped.pending) = (1, true);
+            gpu
         };
-        let health = |card: &Card| {
+        let health = |gpu: &Gpu| {
             (
-                card.lost,
-                card.recovery_action,
-                card.remapped.pending,
-                card.remapped.uncorrectable,
+                gpu.lost,
+                gpu.recovery_action,
+                gpu.remapped.pending,
+                gpu.remapped.uncorrectable,
             )
         };
         let mut hopper = broken("H100-SXM5-80GB", RECOVER_BY_RESET);

@@ -1,4 +1,4 @@
-//! A simulated card: its state, and by chapter the rules of MIG and the codes for breaking them. No I/O.
+//! A simulated GPU: its state, and by chapter the rules of MIG and the codes for breaking them. No I/O.
 
 mod compute_instances;
 pub(crate) mod gpu_instances;
@@ -16,10 +16,10 @@ pub const RECOVER_BY_RESET: u32 = 1;
 /// `NVML_GPU_RECOVERY_ACTION_NODE_REBOOT`.
 pub const RECOVER_BY_REBOOT: u32 = 2;
 
-/// A simulated card.
+/// A simulated GPU.
 #[allow(clippy::struct_excessive_bools, reason = "facts that are independent")]
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Card {
+pub struct Gpu {
     /// Key of its model.
     pub model: String,
     /// Chip and serial data that the UUIDs are made of.
@@ -36,7 +36,7 @@ pub struct Card {
     pub pending: bool,
     /// GPU instances.
     pub instances: Vec<Instance>,
-    /// Number of instances ever made: a handle is good for one of them only.
+    /// Number of instances that were ever made; a handle is valid for one of them only.
     pub serial: u32,
     /// Whether it has fallen off the bus: every call on it is `GPU_IS_LOST`.
     #[serde(default)]
@@ -94,10 +94,10 @@ pub struct Compute {
     pub sm: u32,
 }
 
-impl Card {
-    /// The card's model.
+impl Gpu {
+    /// The GPU's model.
     pub fn model(&self) -> &'static Model {
-        model(&self.model).expect("cards are made of known models only")
+        model(&self.model).expect("GPUs are made of known models only")
     }
 
     /// The instance of that id.
@@ -115,11 +115,11 @@ impl Card {
 
 #[cfg(test)]
 pub(crate) mod tests {
-    use super::{Card, RECOVER_NOTHING, Remapped};
+    use super::{Gpu, RECOVER_NOTHING, Remapped};
 
-    /// A card of that model in MIG mode, without instances.
-    pub(crate) fn card(key: &str) -> Card {
-        Card {
+    /// A GPU of that model in MIG mode, without instances.
+    pub(crate) fn gpu(key: &str) -> Gpu {
+        Gpu {
             model: key.to_owned(),
             chip: 0x170,
             pdi: 0x0123_4567_89ab_cdef,

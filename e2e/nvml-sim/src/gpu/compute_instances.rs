@@ -1,6 +1,6 @@
 //! Compute instances in a GPU instance.
 
-use super::{Card, Compute, Instance};
+use super::{Compute, Gpu, Instance};
 use crate::code::{Code, INSUFFICIENT_RESOURCES, INVALID_ARGUMENT, NOT_SUPPORTED, UNKNOWN};
 
 /// Constants of compute instance profiles that this library knows (`NVML_COMPUTE_INSTANCE_PROFILE_COUNT`).
@@ -18,7 +18,7 @@ pub struct ComputeProfile {
     pub count: u32,
 }
 
-impl Card {
+impl Gpu {
     /// The compute instance profile of a constant in an instance.
     pub fn compute_profile(
         &self,
@@ -108,15 +108,15 @@ impl Card {
 
 #[cfg(test)]
 mod tests {
-    use super::{super::tests::card, *};
+    use super::{super::tests::gpu, *};
     use crate::code::IN_USE;
 
     #[test]
     fn a_compute_instance_holds_its_gpu_instance() {
-        let mut card = card("H100-SXM5-80GB");
-        let id = card.create_at(15, 6, 2).unwrap();
-        let instance = card.instance(id).unwrap().clone();
-        let profile = |constant| card.compute_profile(&instance, constant);
+        let mut gpu = gpu("H100-SXM5-80GB");
+        let id = gpu.create_at(15, 6, 2).unwrap();
+        let instance = gpu.instance(id).unwrap().clone();
+        let profile = |constant| gpu.compute_profile(&instance, constant);
         assert_eq!(
             (profile(0).unwrap().sm, profile(7).unwrap().sm),
             (16, 26),
@@ -126,11 +126,11 @@ mod tests {
             (profile(1), profile(9)),
             (Err(NOT_SUPPORTED), Err(INVALID_ARGUMENT))
         );
-        card.create_compute(id, 7).unwrap();
-        assert_eq!(card.create_compute(id, 7), Err(INSUFFICIENT_RESOURCES));
-        assert_eq!(card.destroy(id), Err(IN_USE));
-        card.destroy_compute(id, 0).unwrap();
-        card.destroy(id).unwrap();
-        assert_eq!(card.destroy(id), Err(INVALID_ARGUMENT));
+        gpu.create_compute(id, 7).unwrap();
+        assert_eq!(gpu.create_compute(id, 7), Err(INSUFFICIENT_RESOURCES));
+        assert_eq!(gpu.destroy(id), Err(IN_USE));
+        gpu.destroy_compute(id, 0).unwrap();
+        gpu.destroy(id).unwrap();
+        assert_eq!(gpu.destroy(id), Err(INVALID_ARGUMENT));
     }
 }

@@ -1,6 +1,6 @@
-//! GPU instances of a card: where one can be made, where the driver makes it, what forbids it.
+//! GPU instances: where one can be made, where the driver makes it, what forbids it.
 
-use super::{Card, Instance};
+use super::{Gpu, Instance};
 use crate::{
     code::{Code, IN_USE, INSUFFICIENT_RESOURCES, INVALID_ARGUMENT, NOT_SUPPORTED},
     model::Profile,
@@ -8,10 +8,10 @@ use crate::{
 
 /// Constants of GPU instance profiles that this library knows (`NVML_GPU_INSTANCE_PROFILE_COUNT`).
 pub(crate) const GI_PROFILES: u32 = 0x12;
-/// Driver limit of GPU instances a card.
+/// Driver limit of GPU instances per GPU.
 const MOST_INSTANCES: usize = 8;
 
-impl Card {
+impl Gpu {
     /// Why an instance cannot be made there; `None`: it can.
     pub fn obstacle(&self, profile: &Profile, start: u8) -> Option<Code> {
         if !profile.starts.contains(&start) {
@@ -95,7 +95,7 @@ impl Card {
         }
     }
 
-    /// Makes an instance where the driver likes: where most (profile, start) pairs remain, then the lowest start;
+    /// Makes an instance where the driver would: where most (profile, start) pairs remain, then the lowest start;
     /// the double-memory 1g takes the last quarter last.
     pub fn create(&mut self, profile_id: u32) -> Result<u32, Code> {
         let profile = self.creatable(profile_id)?;
@@ -150,7 +150,7 @@ impl Card {
 mod tests {
     use serde::Deserialize;
 
-    use super::{super::tests::card, *};
+    use super::{super::tests::gpu, *};
     use crate::model::{model, models};
 
     #[test]
@@ -169,12 +169,12 @@ mod tests {
             if model(&trace.model).is_none() {
                 continue;
             }
-            let mut card = card(&trace.model);
-            card.mirrored = trace.mirrored;
+            let mut gpu = gpu(&trace.model);
+            gpu.mirrored = trace.mirrored;
             let ids: Vec<_> = trace
                 .profile_ids
                 .iter()
-                .map(|id| card.create(*id).ok())
+                .map(|id| gpu.create(*id).ok())
                 .collect();
             assert_eq!(ids, trace.gi_ids, "{} {:?}", trace.model, trace.profile_ids);
             tried += 1;
@@ -184,38 +184,38 @@ mod tests {
 
     #[test]
     fn taken_used_up_and_fragmented_are_the_same_error_and_an_illegal_start_another() {
-        let mut card = card("A100-SXM4-80GB");
-        assert_eq!(card.create_at(9, 2, 4), Err(INVALID_ARGUMENT));
-        assert_eq!(card.create_at(9, 0, 2), Err(INVALID_ARGUMENT));
-        assert_eq!(card.create_at(77, 0, 1), Err(INVALID_ARGUMENT));
-        card.create_at(19, 0, 1).unwrap();
-        assert_eq!(card.create_at(9, 0, 4), Err(INSUFFICIENT_RESOURCES));
-        card.create_at(19, 4, 1).unwrap();
+        let mut gpu = gpu("A100-SXM4-80GB");
+        assert_eq!(gpu.create_at(9, 2, 4), Err(INVALID_ARGUMENT));
+        assert_eq!(gpu.create_at(9, 0, 2), Err(INVALID_ARGUMENT));
+        assert_eq!(gpu.create_at(77, 0, 1), Err(INVALID_ARGUMENT));
+        gpu.create_at(19, 0, 1).unwrap();
+        assert_eq!(gpu.create_at(9, 0, 4), Err(INSUFFICIENT_RESOURCES));
+        gpu.create_at(19, 4, 1).unwrap();
         assert_eq!(
-            card.create(9),
+            gpu.create(9),
             Err(INSUFFICIENT_RESOURCES),
             "6 slices are free, no half"
         );
-        card.create_at(20, 1, 1).unwrap();
+        gpu.create_at(20, 1, 1).unwrap();
         assert_eq!(
-            card.create(20),
+            gpu.create(20),
             Err(INSUFFICIENT_RESOURCES),
             "+me is one per GPU"
         );
-        card.mig = false;
-        assert_eq!(card.create(19), Err(NOT_SUPPORTED));
+        gpu.mig = false;
+        assert_eq!(gpu.create(19), Err(NOT_SUPPORTED));
     }
 
     #[test]
     fn media_engines_limit_where_slices_do_not() {
-        let mut a30 = card("A30-24GB");
+        let mut a30 = gpu("A30-24GB");
         a30.create_at(21, 0, 1).unwrap();
         assert_eq!(
             a30.create_at(6, 2, 2),
             Err(INSUFFICIENT_RESOURCES),
             "1g+me and 2g+me"
         );
-        let mut rtx = card("RTX-PRO-6000-Blackwell-Server");
+        let mut rtx = gpu("RTX-PRO-6000-Blackwell-Server");
         rtx.create_at(65, 0, 3).unwrap();
         assert_eq!(
             rtx.create(14),
@@ -227,33 +227,33 @@ mod tests {
 
     proptest::proptest! {
         #[test]
-        fn no_sequence_breaks_the_card(
+        fn no_sequence_breaks_the_gpu(
             which in 0..models().len(),
             steps in proptest::collection::vec((0..12usize, 0..12u8, proptest::bool::ANY), 1..40),
         ) {
-            let mut card = card(&models()[which].key);
-            let model = card.model();
+            let mut gpu = gpu(&models()[which].key);
+            let model = gpu.model();
             for (profile, start, create) in steps {
                 let profile = &model.profiles[profile % model.profiles.len()];
                 if create {
-                    let _ = card.create_at(profile.id, start, profile.size);
-                } else if let Some(first) = card.instances.first() {
-                    card.destroy(first.id).unwrap();
+                    let _ = gpu.create_at(profile.id, start, profile.size);
+                } else if let Some(first) = gpu.instances.first() {
+                    gpu.destroy(first.id).unwrap();
                 }
                 let mut taken = [false; 12];
-                for instance in &card.instances {
+                for instance in &gpu.instances {
                     let profile = model.by_id(instance.profile_id).unwrap();
                     assert!(profile.starts.contains(&instance.start));
                     for slice in instance.start..instance.start + instance.size {
                         assert!(!std::mem::replace(&mut taken[usize::from(slice)], true));
                     }
                 }
-                let mut ids: Vec<_> = card.instances.iter().map(|i| i.id).collect();
+                let mut ids: Vec<_> = gpu.instances.iter().map(|i| i.id).collect();
                 ids.dedup();
-                assert_eq!(ids.len(), card.instances.len(), "ids are unique");
+                assert_eq!(ids.len(), gpu.instances.len(), "ids are unique");
                 for profile in &model.profiles {
-                    let room = profile.starts.iter().any(|s| card.obstacle(profile, *s).is_none());
-                    assert_eq!(card.remaining(profile) > 0, room);
+                    let room = profile.starts.iter().any(|s| gpu.obstacle(profile, *s).is_none());
+                    assert_eq!(gpu.remaining(profile) > 0, room);
                 }
             }
         }

@@ -1,10 +1,10 @@
-//! UUIDs of a card and its MIG devices, by the driver's rule: the same place has the same UUID again.
+//! UUIDs of a GPU and its MIG devices, by the driver's rule: the same place has the same UUID again.
 
 use sha1::{Digest, Sha1};
 
-use super::{Card, Compute, Instance};
+use super::{Compute, Gpu, Instance};
 
-impl Card {
+impl Gpu {
     fn seed(&self) -> Vec<u8> {
         // kernel: gpu_uuid.c; name space, "NVIDIA GPU", 02 chip, 08 PDI.
         let mut seed = vec![
@@ -76,25 +76,25 @@ fn version5(message: &[u8]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Card, tests::card};
+    use super::super::{Gpu, tests::gpu};
 
     #[test]
     fn uuids_are_the_kernels() {
-        let mut card = card("A100-SXM4-80GB");
-        assert_eq!(card.uuid(), "GPU-1f009f4d-c4d4-5e43-8251-b910b42c5631");
-        card.create_at(9, 0, 4).unwrap();
-        card.create_compute(1, 2).unwrap();
-        let uuid = |card: &Card| {
-            let (instance, compute) = card.mig_devices().next().unwrap();
-            card.mig_uuid(instance, compute)
+        let mut gpu = gpu("A100-SXM4-80GB");
+        assert_eq!(gpu.uuid(), "GPU-1f009f4d-c4d4-5e43-8251-b910b42c5631");
+        gpu.create_at(9, 0, 4).unwrap();
+        gpu.create_compute(1, 2).unwrap();
+        let uuid = |gpu: &Gpu| {
+            let (instance, compute) = gpu.mig_devices().next().unwrap();
+            gpu.mig_uuid(instance, compute)
         };
-        let first = uuid(&card);
+        let first = uuid(&gpu);
         assert_eq!(first, "MIG-a7231aed-2145-543b-b560-ce6ff09b8830");
         // The same place with another profile: the same UUID (mig.md section 6).
-        card.destroy_compute(1, 0).unwrap();
-        card.destroy(1).unwrap();
-        card.create_at(5, 0, 4).unwrap();
-        card.create_compute(1, 3).unwrap();
-        assert_eq!(uuid(&card), first);
+        gpu.destroy_compute(1, 0).unwrap();
+        gpu.destroy(1).unwrap();
+        gpu.create_at(5, 0, 4).unwrap();
+        gpu.create_compute(1, 3).unwrap();
+        assert_eq!(uuid(&gpu), first);
     }
 }
