@@ -4,7 +4,12 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use domain::mode::{NodeMode, VgpuMode};
-use e2e::{Component, GpuNodeSpec, process::Process, tessera::agent, wait::until};
+use e2e::{
+    cluster::component::Component,
+    process::Process,
+    tessera::{agent, nodes::GpuNodeSpec},
+    wait::until,
+};
 use k8s_openapi::api::{
     apps::v1::Deployment,
     core::v1::{Node, Pod},
@@ -20,7 +25,7 @@ use nvml_sim::{
 };
 use serde_json::json;
 
-use super::{PATIENCE, REAL, World, container, gpus, pod};
+use super::{REAL, WAIT_TIMEOUT, World, container, gpus, pod};
 
 /// How long a pod is tried before it is given up, and a bit.
 const GIVEN_UP: Duration = Duration::from_secs(80);
@@ -39,7 +44,7 @@ async fn gpu_of(world: &World, node: &str, name: &str) -> anyhow::Result<(usize,
 /// Waits until a GPU is published as ill, or as well.
 async fn is_ill(world: &World, node: &str, uuid: &str, wanted: bool) -> anyhow::Result<()> {
     let what = format!("the GPU to be {}", if wanted { "ill" } else { "well" });
-    until(&what, PATIENCE, async || {
+    until(&what, WAIT_TIMEOUT, async || {
         let status = world.tessera.gpu_node(node).await.ok()?;
         let gpu = status.gpus.iter().find(|gpu| gpu.uuid == uuid)?;
         (gpu.unhealthy.is_some() == wanted).then_some(())
@@ -82,7 +87,7 @@ pub(crate) async fn a_gpu_with_a_fault_takes_no_pods_until_it_has_recovered(
     world.event("before", &["GpuFault", "XID 48"]).await?;
     until(
         "kubelet to offer the other GPU alone",
-        PATIENCE,
+        WAIT_TIMEOUT,
         async || (allocatable(&world, node).await? == 10).then_some(()),
     )
     .await?;
@@ -175,7 +180,7 @@ async fn made_anew(world: &World, deployments: &Api<Deployment>) -> anyhow::Resu
         .await?;
     let only = ListParams::default().labels("app=anew");
     let pods = world.pods();
-    let first: Pod = until("the pod to be bound", PATIENCE, async || {
+    let first: Pod = until("the pod to be bound", WAIT_TIMEOUT, async || {
         let all = pods.list(&only).await.ok()?;
         all.into_iter()
             .find(|pod| daemon::pods::claim(pod).is_some())
@@ -203,7 +208,7 @@ async fn made_anew(world: &World, deployments: &Api<Deployment>) -> anyhow::Resu
     );
     let message = failed.message.unwrap_or_default();
     ensure!(message.contains("cannot make 1g.10gb"), "{message}");
-    let second = until("another pod to run", PATIENCE, async || {
+    let second = until("another pod to run", WAIT_TIMEOUT, async || {
         let all = pods.list(&only).await.ok()?;
         let runs = |pod: &Pod| {
             let phase = pod.status.as_ref().and_then(|status| status.phase.clone());
@@ -224,7 +229,7 @@ pub(crate) async fn an_idle_gpu_changes_its_mode_for_a_pod_that_fits_nowhere_els
     let spec = GpuNodeSpec::new(AUTO, "h100-80gb", 1, VgpuMode::HamiCore);
     world.tessera.add_hollow_nodes(&[spec]).await?;
     world.label(AUTO, NodeMode::Auto).await?;
-    until("the GPU to work by demand", PATIENCE, async || {
+    until("the GPU to work by demand", WAIT_TIMEOUT, async || {
         let status = world.tessera.gpu_node(AUTO).await.ok()?;
         status.gpus.first()?.by_demand.then_some(())
     })
@@ -276,16 +281,20 @@ pub(crate) async fn a_container_starts_again_although_a_fresh_agent_has_no_api_s
     cluster.processes.crash(&agent(REAL)).await?;
     cluster.processes.start_again(&agent(REAL))?;
     before[0].signal(Signal::SIGKILL);
-    let again = until("the container to start again", PATIENCE * 2, async || {
-        let now = processes(&uid, "86400");
-        (now.len() == 1 && now != before).then_some(())
-    })
+    let again = until(
+        "the container to start again",
+        WAIT_TIMEOUT * 2,
+        async || {
+            let now = processes(&uid, "86400");
+            (now.len() == 1 && now != before).then_some(())
+        },
+    )
     .await;
     cluster.processes.start_again(Component::ApiServer.name())?;
-    cluster.api_server_answers().await?;
+    cluster.api_server_is_ready().await?;
     again?;
     cluster.node_is_ready(REAL).await?;
-    until("the agent to be ready", PATIENCE, async || {
+    until("the agent to be ready", WAIT_TIMEOUT, async || {
         (allocatable(&world, REAL).await? == 20).then_some(())
     })
     .await?;

@@ -4,12 +4,16 @@ use std::{collections::BTreeSet, time::Duration};
 
 use anyhow::{Context, ensure};
 use domain::mode::{NodeMode, VgpuMode};
-use e2e::{Component, GpuNodeSpec, tessera::agent, wait::until};
+use e2e::{
+    cluster::component::Component,
+    tessera::{agent, nodes::GpuNodeSpec},
+    wait::until,
+};
 use k8s_openapi::api::core::v1::Node;
 use kube::{Api, ResourceExt};
 use serde_json::json;
 
-use super::{PATIENCE, REAL, World, annotated, busy, gpus, pod};
+use super::{REAL, WAIT_TIMEOUT, World, annotated, busy, gpus, pod};
 
 pub(crate) async fn the_pod_of_the_seed_gets_two_instances_and_leaves_none(
     world: World,
@@ -52,7 +56,7 @@ pub(crate) async fn the_pod_of_the_seed_gets_two_instances_and_leaves_none(
         },
     )
     .await?;
-    until("NVML to have none left", PATIENCE, async || {
+    until("NVML to have none left", WAIT_TIMEOUT, async || {
         (world.on_gpus(REAL) == 0).then_some(())
     })
     .await?;
@@ -89,7 +93,7 @@ pub(crate) async fn a_killed_agent_adopts_what_runs(world: World) -> anyhow::Res
     world.tessera.start_agent_again(REAL).await?;
     until(
         "the instance of the deleted pod to be gone",
-        PATIENCE,
+        WAIT_TIMEOUT,
         async || (world.on_gpus(REAL) == 1).then_some(()),
     )
     .await?;
@@ -173,11 +177,11 @@ pub(crate) async fn a_restarted_kubelet_finds_devices_and_pods_as_they_were(
         let count = status.allocatable?.get("nvidia.com/gpu")?.0.clone();
         (count == "20").then_some(())
     };
-    until("the devices to be back", PATIENCE, allocatable).await?;
+    until("the devices to be back", WAIT_TIMEOUT, allocatable).await?;
     cluster.node_is_ready(REAL).await?;
     until(
         "the device plugin to be known again",
-        PATIENCE,
+        WAIT_TIMEOUT,
         async || {
             let log = std::fs::read_to_string(cluster.processes.log_file(&agent(REAL))).ok()?;
             let after = log.rsplit_once("kubelet was restarted")?.1;
@@ -214,7 +218,7 @@ pub(crate) async fn a_restarted_plugin_knows_every_claim(world: World) -> anyhow
     world.event("fourth", &["FailedScheduling"]).await?;
     processes.start_again("plugin")?;
     // One half is left, so one of them runs and the other is told so.
-    let one = until("one of two pods to run", PATIENCE, async || {
+    let one = until("one of two pods to run", WAIT_TIMEOUT, async || {
         let mut running = Vec::new();
         for name in ["fourth", "fifth"] {
             let status = world.pods().get(name).await.ok()?.status?;
@@ -257,7 +261,7 @@ pub(crate) async fn nothing_changes_while_the_api_server_is_away(
         "instances went with the API server"
     );
     cluster.processes.start_again(Component::ApiServer.name())?;
-    cluster.api_server_answers().await?;
+    cluster.api_server_is_ready().await?;
     world
         .create_and_run(&pod("next", Some(REAL), &gpus(1, 8_000)))
         .await?;
@@ -347,7 +351,7 @@ pub(crate) async fn a_rebooted_node_comes_back_by_itself(world: World) -> anyhow
             "claimed {claimed:?}, there {there:?}"
         );
     }
-    until("all GPUs to be in MIG mode", PATIENCE, async || {
+    until("all GPUs to be in MIG mode", WAIT_TIMEOUT, async || {
         (in_mig_mode().ok()? == 8).then_some(())
     })
     .await?;

@@ -11,7 +11,7 @@ use kube::{
 };
 use serde_json::json;
 
-use super::{Fingerprint, PATIENCE, REAL, Seen, World, annotated, gpus, pod};
+use super::{Fingerprint, REAL, Seen, WAIT_TIMEOUT, World, annotated, gpus, pod};
 
 pub(crate) async fn sizes_fit_in_any_order_and_disturb_nobody(world: World) -> anyhow::Result<()> {
     let published = world.tessera.gpu_node(REAL).await?.gpus;
@@ -194,13 +194,13 @@ pub(crate) async fn a_pod_that_allows_it_restarts_elsewhere_to_make_room(
         });
         running.next().map(|pod| pod.name_any())
     };
-    let before = until("the deployment's pod to run", PATIENCE, small).await?;
+    let before = until("the deployment's pod to run", WAIT_TIMEOUT, small).await?;
     world.delete("half-a").await?;
     // Half of one GPU is free, and the small pod stands on the other.
     world
         .create_and_run(&pod("whole", Some(REAL), &gpus(1, 80_000)))
         .await?;
-    let after = until("the deployment's pod to run again", PATIENCE, small).await?;
+    let after = until("the deployment's pod to run again", WAIT_TIMEOUT, small).await?;
     ensure!(before != after, "it was not restarted");
     world
         .event(&before, &["Restarted elsewhere", "default/whole"])

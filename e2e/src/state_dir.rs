@@ -1,74 +1,28 @@
-//! Where everything of a cluster lies: one state directory, the tools, and the few paths that kubelet fixes.
+//! The state directory: where everything of a cluster lies, but for the few paths that kubelet fixes.
 
 use std::path::{Path, PathBuf};
-
-/// kubelet's device plugin directory: a constant in kubelet, whatever its `--root-dir` is.
-pub const DEVICE_PLUGIN_DIR: &str = "/var/lib/kubelet/device-plugins";
-
-/// The bridge of the pod network.
-pub(crate) const BRIDGE: &str = "tsr0";
-/// The machine's address on that bridge: what kubelet serves on, out of reach for other machines.
-pub(crate) const NODE_ADDRESS: &str = "10.244.0.1";
-/// The pod network.
-pub(crate) const SUBNET: &str = "10.244.0.0/24";
-/// Name of the pod network.
-pub(crate) const NETWORK: &str = "tessera-e2e";
-/// The cgroup, in every hierarchy, that holds kubelet's pods.
-pub(crate) const CGROUP: &str = "kubepods";
-
-/// Port of kube-apiserver on 127.0.0.1. All ports are fixed: one machine has one such cluster at a time.
-pub const API_SERVER_PORT: u16 = 19643;
-/// Ports of etcd: clients, peers.
-pub(crate) const ETCD_PORTS: [u16; 2] = [19379, 19380];
-/// Port of kubelet.
-pub(crate) const KUBELET_PORT: u16 = 19250;
-/// Port of the webhook; `e2e/manifests` names it too.
-pub const WEBHOOK_PORT: u16 = 19443;
-/// Port of the scheduler plugin.
-pub const PLUGIN_PORT: u16 = 19888;
-/// First of the ports of `/metrics`: webhook, plugin, then the agents.
-pub const ADMIN_PORT: u16 = 19080;
 
 /// The state directory used when the caller names none: `$TESSERA_E2E_DIR`, else `/run/tessera-e2e`.
 pub fn default_dir() -> PathBuf {
     std::env::var_os("TESSERA_E2E_DIR").map_or_else(|| "/run/tessera-e2e".into(), PathBuf::from)
 }
 
-/// The folder of the binaries that cargo built: where this one lies.
-pub fn binaries_dir() -> PathBuf {
-    let own = std::env::current_exe().unwrap_or_default();
-    let dir = own.parent().unwrap_or(Path::new("."));
-    // A test lies one folder deeper.
-    match dir.file_name() {
-        Some(name) if name == "deps" => dir.parent().unwrap_or(dir).into(),
-        _ => dir.into(),
-    }
-}
-
-/// The folder of the binaries that `e2e/install.sh` made: `$TESSERA_E2E_TOOLS`, else `target/e2e-tools`.
-pub fn tools_dir() -> PathBuf {
-    std::env::var_os("TESSERA_E2E_TOOLS").map_or_else(
-        || Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/e2e-tools"),
-        PathBuf::from,
-    )
-}
-
-/// The paths inside a state directory.
+/// A state directory, and the paths in it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Layout {
+pub struct StateDir {
     /// The state directory itself, absolute.
     pub dir: PathBuf,
 }
 
-impl Layout {
-    /// The layout of a state directory. The directory need not exist.
+impl StateDir {
+    /// The state directory at this path. It need not exist yet.
     pub fn new(dir: &Path) -> Self {
         Self {
             dir: std::path::absolute(dir).unwrap_or_else(|_| dir.into()),
         }
     }
 
-    /// What `attach` reads: ports, node name, what to put back on `down`.
+    /// What `attach` reads: the node's name, and what to put back on `down`.
     pub fn record(&self) -> PathBuf {
         self.dir.join("cluster.json")
     }
@@ -88,12 +42,12 @@ impl Layout {
         self.dir.join("config")
     }
 
-    /// Logs, one file a process; and the pods' logs.
+    /// Logs, one file per process; and the pods' logs.
     pub fn log(&self) -> PathBuf {
         self.dir.join("log")
     }
 
-    /// One file a process that was started: its id, its start time, and how to start it again.
+    /// One file per process that was started: its id, its start time, and how to start it again.
     pub fn run(&self) -> PathBuf {
         self.dir.join("run")
     }
@@ -153,12 +107,12 @@ impl Layout {
         self.dir.join("agents").join(node)
     }
 
-    /// How far the daemons' wall clock is moved, where it can be.
+    /// Offset of the daemons' wall clock, where it can be moved.
     pub fn clock(&self) -> PathBuf {
         self.dir.join("clock")
     }
 
-    /// Files of the hollow nodes, a folder each.
+    /// Files of the hollow nodes, one folder per node.
     pub fn hollow(&self) -> PathBuf {
         self.dir.join("hollow")
     }
