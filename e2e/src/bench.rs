@@ -6,7 +6,11 @@ use std::{
 };
 
 use anyhow::Context;
-use e2e::{Error, Options, Tessera, image::IMAGE};
+use e2e::{
+    error::Error,
+    image::IMAGE,
+    tessera::{Options, Tessera},
+};
 use futures::TryStreamExt;
 use k8s_openapi::api::core::v1::Pod;
 use kube::{
@@ -34,7 +38,7 @@ pub(crate) async fn run(dir: &Path) -> anyhow::Result<()> {
     tokio::time::sleep(Duration::from_secs(20)).await;
     let idle = used.since(&tessera);
     let recovered = recover(&tessera).await;
-    e2e::down(dir).await?;
+    e2e::teardown::down(dir).await?;
     let (without, with) = result?;
     let [without, with] = [without, with].map(|mut times| {
         times.sort();

@@ -5,7 +5,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use e2e::{Cluster, Error, Options, Tessera, table, tessera::source, wait::until};
+use e2e::{
+    cluster::Cluster,
+    error::Error,
+    programs::source,
+    table,
+    tessera::{Options, Tessera},
+    wait::until,
+};
 
 /// Brings up what is not up yet, applies the examples and prints who has what.
 pub(crate) async fn run(dir: &Path) -> anyhow::Result<()> {

@@ -2,29 +2,33 @@
 //!
 //! Real are etcd, kube-apiserver, kube-controller-manager, kube-scheduler, kubelet, containerd and
 //! runc; simulated is only what is below NVML's C ABI. Everything lies in one state directory
-//! ([`layout`]) and is found and ended by what is recorded there.
+//! ([`state_dir`]) and is found and ended by what is recorded there.
 
+mod client;
 pub mod cluster;
 pub mod error;
 pub mod hollow;
+mod http;
 pub mod image;
-pub mod layout;
-mod leftovers;
+pub mod leftovers;
+pub mod machine;
 pub mod pki;
 pub mod process;
+pub mod processes;
+pub mod programs;
 mod reboot;
+mod record;
+pub mod state_dir;
 pub mod table;
+pub mod teardown;
 pub mod tessera;
 pub mod wait;
-
-pub use cluster::{Cluster, Component};
-pub use error::Error;
-pub use leftovers::{clean_clocks, down, leftovers};
-pub use tessera::{GpuNodeSpec, Options, Tessera};
 
 #[cfg(test)]
 mod tests {
     use std::{fs, path::Path};
+
+    use crate::programs::source;
 
     fn sources(dir: &Path, text: &mut String) {
         for entry in fs::read_dir(dir).unwrap().flatten() {
@@ -38,12 +42,12 @@ mod tests {
         }
     }
 
-    /// docs/design.md, section 5, says which test shows what.
+    /// docs/design.md, section 5, names the test of every promise.
     #[test]
     fn every_test_that_the_design_names_is_there() {
         let mut text = String::new();
-        sources(&crate::tessera::source("."), &mut text);
-        let design = fs::read_to_string(crate::tessera::source("docs/design.md")).unwrap();
+        sources(&source("."), &mut text);
+        let design = fs::read_to_string(source("docs/design.md")).unwrap();
         let names = design
             .split('`')
             .filter(|word| word.matches('_').count() > 3);

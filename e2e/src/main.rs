@@ -13,13 +13,13 @@ use std::{
 };
 
 use clap::{Parser, Subcommand};
-use e2e::{Cluster, layout, table};
+use e2e::{cluster::Cluster, state_dir, table};
 
 /// A real control plane and kubelet on this machine, with simulated GPUs.
 #[derive(Parser)]
 struct Args {
     /// The state directory.
-    #[arg(long, global = true, default_value_os_t = layout::default_dir())]
+    #[arg(long, global = true, default_value_os_t = state_dir::default_dir())]
     dir: PathBuf,
     #[command(subcommand)]
     command: Command,
@@ -79,8 +79,8 @@ async fn main() -> anyhow::Result<ExitCode> {
             println!("{}", table::table(&table::rows(cluster.client()).await?));
         }
         Command::Down => {
-            e2e::down(&dir).await?;
-            let left = e2e::leftovers(&dir);
+            e2e::teardown::down(&dir).await?;
+            let left = e2e::leftovers::find(&dir);
             anyhow::ensure!(left.is_empty(), "left on the machine: {}", left.join("; "));
         }
         Command::Kubectl { args } => {

@@ -10,7 +10,8 @@ use serde_json::json;
 
 use crate::{
     error::{AtPath, Error},
-    layout::{API_SERVER_PORT, Layout, NODE_ADDRESS},
+    machine::{API_SERVER_PORT, NODE_ADDRESS},
+    state_dir::StateDir,
 };
 
 /// Who gets a certificate: file name, common name (the user), organisation (the group).
@@ -22,8 +23,8 @@ const USERS: [(&str, &str, &str); 4] = [
 ];
 
 /// Makes all of it in `pki/`: `ca.crt`, `sa.key` and `sa.pub`, and for each user `.crt`, `.key` and `.conf`.
-pub fn make(layout: &Layout, node: &str) -> Result<(), Error> {
-    let dir = layout.pki();
+pub fn make(state_dir: &StateDir, node: &str) -> Result<(), Error> {
+    let dir = state_dir.pki();
     let mut params = CertificateParams::default();
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![
@@ -71,14 +72,14 @@ pub fn make(layout: &Layout, node: &str) -> Result<(), Error> {
         write(&crt, &certificate.pem())?;
         write(&pem, &key.serialize_pem())?;
         let user = json!({ "client-certificate": crt, "client-key": pem });
-        kubeconfig(layout, name, &user)?;
+        kubeconfig(state_dir, name, &user)?;
     }
     Ok(())
 }
 
 /// Writes the kubeconfig of somebody who proves who they are by `user`.
 pub(crate) fn kubeconfig(
-    layout: &Layout,
+    state_dir: &StateDir,
     name: &str,
     user: &serde_json::Value,
 ) -> Result<(), Error> {
@@ -86,12 +87,12 @@ pub(crate) fn kubeconfig(
         "apiVersion": "v1", "kind": "Config", "current-context": name,
         "clusters": [{ "name": "e2e", "cluster": {
             "server": format!("https://127.0.0.1:{API_SERVER_PORT}"),
-            "certificate-authority": layout.pki().join("ca.crt") } }],
+            "certificate-authority": state_dir.pki().join("ca.crt") } }],
         "users": [{ "name": name, "user": user }],
         "contexts": [{ "name": name, "context": { "cluster": "e2e", "user": name } }],
     });
     write(
-        &layout.kubeconfig(name),
+        &state_dir.kubeconfig(name),
         &serde_json::to_string_pretty(&config)?,
     )
 }

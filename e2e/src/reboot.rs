@@ -10,16 +10,16 @@ use std::{
 use nix::sys::signal::Signal;
 
 use crate::{
-    cluster::Component,
+    cluster::component::Component,
     error::{AtPath, Error},
-    layout::DEVICE_PLUGIN_DIR,
-    leftovers,
+    machine::DEVICE_PLUGIN_DIR,
+    teardown,
     tessera::{Tessera, agent},
     wait::until,
 };
 
 /// How long a program may take to listen.
-const PATIENCE: Duration = Duration::from_secs(30);
+const LISTEN_TIMEOUT: Duration = Duration::from_secs(30);
 
 impl Tessera {
     /// Ends all of a node at once, as a power cut does.
@@ -29,7 +29,7 @@ impl Tessera {
     /// sockets. The agent's journal, kubelet's checkpoint, containerd's images and records stay. The bridge stays:
     /// a machine's network is up before kubelet.
     pub async fn power_off(&self, node: &str) -> Result<(), Error> {
-        let (layout, processes) = (&self.cluster.layout, &self.cluster.processes);
+        let (state_dir, processes) = (&self.cluster.state_dir, &self.cluster.processes);
         let real = node == self.cluster.node;
         let kubelet = self.kubelet(node);
         let mut names = vec![kubelet.as_str(), Component::Containerd.name()];
@@ -45,19 +45,19 @@ impl Tessera {
             processes.crash(name).await?;
         }
         if real {
-            leftovers::end_containers(layout).await;
-            empty(&layout.containerd_state())?;
-            empty(&layout.cdi())?;
+            teardown::end_containers(state_dir).await;
+            empty(&state_dir.containerd_state())?;
+            empty(&state_dir.cdi())?;
             lose_sockets(Path::new(DEVICE_PLUGIN_DIR))?;
-            lose_sockets(&layout.kubelet().join("pod-resources"))?;
+            lose_sockets(&state_dir.kubelet().join("pod-resources"))?;
         } else {
-            let own = layout.hollow().join(node);
+            let own = state_dir.hollow().join(node);
             empty(&own.join("containers"))?;
             empty(&own.join("cdi"))?;
             lose_sockets(&own.join("device-plugins"))?;
             lose_sockets(&own.join("pod-resources"))?;
         }
-        let gpus = layout.gpus(node);
+        let gpus = state_dir.gpus(node);
         nvml_sim::reboot(&gpus).at(&gpus)
     }
 
@@ -76,8 +76,8 @@ impl Tessera {
 
     /// Waits until containerd listens.
     pub async fn containerd_answers(&self) -> Result<(), Error> {
-        let socket = self.cluster.layout.containerd_socket();
-        until("containerd to listen", PATIENCE, async || {
+        let socket = self.cluster.state_dir.containerd_socket();
+        until("containerd to listen", LISTEN_TIMEOUT, async || {
             UnixStream::connect(&socket).ok()
         })
         .await

@@ -8,19 +8,23 @@ use std::{
     time::{Duration, Instant},
 };
 
-use e2e::{Options, Tessera, layout};
+use e2e::{
+    error::Error,
+    state_dir,
+    tessera::{Options, Tessera},
+};
 use libtest_mimic::{Arguments, Failed, Trial};
 use tokio::runtime::Runtime;
 
 use crate::scenarios::{SCENARIOS, Scenario, World};
 
-/// Idle instances are kept so long here: the scenarios look at what is left, too.
+/// How long idle instances are kept, seconds: short, because scenarios wait until nothing is left.
 const IDLE_TTL: u32 = 1;
 /// No scenario takes longer.
-const LIMIT: Duration = Duration::from_mins(3);
+const SCENARIO_TIMEOUT: Duration = Duration::from_mins(3);
 
 static RUNTIME: OnceLock<Runtime> = OnceLock::new();
-static WORLD: OnceLock<Result<World, String>> = OnceLock::new();
+static WORLD: OnceLock<Result<World, Error>> = OnceLock::new();
 
 fn main() {
     daemon::install_crypto();
@@ -47,10 +51,10 @@ fn runtime() -> &'static Runtime {
 }
 
 fn dir() -> PathBuf {
-    layout::default_dir()
+    state_dir::default_dir()
 }
 
-fn world() -> &'static Result<World, String> {
+fn world() -> &'static Result<World, Error> {
     WORLD.get_or_init(|| {
         runtime().block_on(async {
             let started = Instant::now();
@@ -58,8 +62,7 @@ fn world() -> &'static Result<World, String> {
                 idle_ttl: Some(IDLE_TTL),
                 ..Options::default()
             };
-            let tessera = Tessera::up(&dir(), options, |_| {}).await;
-            let tessera = tessera.map_err(|error| format!("{error}: {error:?}"))?;
+            let tessera = Tessera::up(&dir(), options, |_| {}).await?;
             eprintln!(
                 "the cluster is up after {:.1} s",
                 started.elapsed().as_secs_f64()
@@ -70,11 +73,13 @@ fn world() -> &'static Result<World, String> {
 }
 
 fn run(scenario: Scenario) -> Result<(), Failed> {
-    let world = world().as_ref().map_err(Failed::from)?;
+    let world = world().as_ref();
+    let world = world.map_err(|error| format!("the cluster is not up: {error}: {error:?}"))?;
     let started = Instant::now();
     let result = runtime().block_on(async {
-        let result = tokio::time::timeout(LIMIT, scenario(world.clone())).await;
-        let result = result.unwrap_or_else(|_| Err(anyhow::anyhow!("took more than {LIMIT:?}")));
+        let result = tokio::time::timeout(SCENARIO_TIMEOUT, scenario(world.clone())).await;
+        let result =
+            result.unwrap_or_else(|_| Err(anyhow::anyhow!("took more than {SCENARIO_TIMEOUT:?}")));
         let cleared = world.clear().await;
         let removed = world.remove_added_nodes().await;
         result.and(cleared).and(removed)
@@ -88,7 +93,7 @@ fn run(scenario: Scenario) -> Result<(), Failed> {
 
 /// Copies the logs to where they outlive the cluster.
 fn keep_logs() -> PathBuf {
-    let to = layout::tools_dir().with_file_name("e2e-logs");
+    let to = e2e::programs::tools_dir().with_file_name("e2e-logs");
     let _ = std::fs::create_dir_all(&to);
     let logs = std::fs::read_dir(dir().join("log"))
         .into_iter()
@@ -101,12 +106,8 @@ fn keep_logs() -> PathBuf {
 }
 
 fn down() -> Result<(), Failed> {
-    let left = runtime().block_on(async {
-        e2e::down(&dir())
-            .await
-            .map_err(|error| format!("{error}"))?;
-        Ok::<_, String>(e2e::leftovers(&dir()))
-    })?;
+    runtime().block_on(e2e::teardown::down(&dir()))?;
+    let left = e2e::leftovers::find(&dir());
     if left.is_empty() {
         Ok(())
     } else {

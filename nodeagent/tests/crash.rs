@@ -38,8 +38,11 @@ use nodeagent::{
     metrics::Metrics,
 };
 use nvml_sim::{
-    GpuSpec, built_library, provision,
-    store::{Action, Control, Rule, State, Store},
+    GpuSpec, built_library,
+    fault::{Action, Control, Rule},
+    provision,
+    state::State,
+    store::Store,
 };
 use prometheus_client::registry::Registry;
 use serde::{Deserialize, Serialize};
@@ -155,7 +158,7 @@ type Truth = BTreeMap<(usize, u8), (u32, u32, usize)>;
 
 fn truth(dir: &Path) -> Truth {
     let state = state(dir);
-    let cards = state.cards.iter().enumerate();
+    let cards = state.gpus.iter().enumerate();
     cards
         .flat_map(|(card, c)| c.instances.iter().map(move |i| (card, i)))
         .map(|(card, i)| ((card, i.start), (i.id, i.serial, i.compute.len())))
@@ -314,7 +317,7 @@ fn cards(dir: &Path, model: &str, mig: bool) -> [String; 2] {
         mirrored: false,
     };
     provision(dir, "crash", &[spec.clone(), spec]).unwrap();
-    [0, 1].map(|card| state(dir).cards[card].uuid())
+    [0, 1].map(|card| state(dir).gpus[card].uuid())
 }
 
 fn goal(pods: &[(&str, &Claim)], ensure: Option<&str>) -> Goal {
@@ -343,7 +346,7 @@ fn of_profile(dir: &Path, key: &str, model: &Model, offer: &Offer) -> Vec<Operat
     };
     let bystander = claim([&gpu, &other][beside.0], small, beside.1);
     let made = Store::new(&base)
-        .with(|state| state.cards[1].create_at(small.profile_id, FOREIGN.1, small.size));
+        .with(|state| state.gpus[1].create_at(small.profile_id, FOREIGN.1, small.size));
     assert!(made.unwrap().is_ok());
     let done = |dir: &Path, goal: &Goal| {
         let output = agent(dir, goal);

@@ -25,10 +25,11 @@ use nodeagent::{
 };
 use nvml_sim::{
     GpuSpec, built_library,
-    card::RECOVER_BY_RESET,
     event::{Event, XID},
+    fault::{Action, Control, Rule},
+    gpu::RECOVER_BY_RESET,
     provision,
-    store::{Action, Control, Rule, Store},
+    store::Store,
 };
 use prometheus_client::registry::Registry;
 use support::{claim, pods};
@@ -73,8 +74,8 @@ impl World {
             mirrored: false,
         };
         provision(&self.dir, "owner", &vec![spec; count]).unwrap();
-        let cards = self.store().snapshot().unwrap().cards;
-        cards.iter().map(nvml_sim::card::Card::uuid).collect()
+        let cards = self.store().snapshot().unwrap().gpus;
+        cards.iter().map(nvml_sim::gpu::Gpu::uuid).collect()
     }
 
     fn store(&self) -> Store {
@@ -134,7 +135,7 @@ impl World {
 
     /// Instances behind NVML: card, first slice, GPU instance id and which of all that ever were.
     fn truth(&self) -> BTreeSet<(usize, u8, u32, u32)> {
-        let cards = self.store().snapshot().unwrap().cards;
+        let cards = self.store().snapshot().unwrap().gpus;
         let cards = cards.iter().enumerate();
         cards
             .flat_map(|(at, card)| card.instances.iter().map(move |i| (at, i)))
@@ -153,7 +154,7 @@ impl World {
             .spawn()
             .unwrap();
         for _ in 0..200 {
-            if !self.store().holders().is_empty() {
+            if !self.store().device_processes().is_empty() {
                 return child;
             }
             std::thread::sleep(Duration::from_millis(50));
@@ -271,10 +272,10 @@ fn holder() {
     let gpu: usize = gpu.parse().unwrap();
     let store = Store::new(Path::new(&std::env::var_os("NVML_SIM_DIR").unwrap()));
     let on_instance = std::env::var("HOLD_INSTANCE").unwrap() == "1";
-    let cards = store.snapshot().unwrap().cards;
+    let cards = store.snapshot().unwrap().gpus;
     let first = cards[gpu].instances.first();
     let instance = first.filter(|_| on_instance).map(|i| (i.id, i.serial, 0));
-    let held = store.hold(&nvml_sim::store::Holder {
+    let held = store.hold(&nvml_sim::process::DeviceProcess {
         pid: std::process::id(),
         gpu,
         instance,
@@ -313,7 +314,7 @@ fn a_card_that_told_a_fault_is_reset_when_it_is_idle_and_offered_again() {
                 .until_card("it is well after a reset", &gpus[0], |card| !is_ill(card))
                 .await;
             agent.until_told("GpuReset").await;
-            let card = world.store().snapshot().unwrap().cards[0].clone();
+            let card = world.store().snapshot().unwrap().gpus[0].clone();
             assert_eq!((card.recovery_action, card.instances.len()), (0, 0));
         },
     );
@@ -356,7 +357,7 @@ fn a_lost_card_leaves_the_others_alone_and_is_well_when_it_answers() {
         async |world: World| {
             let gpus = world.cards("a100-80gb", 2, true);
             let lose = |lost| {
-                let lose = world.store().with(|state| state.cards[0].lost = lost);
+                let lose = world.store().with(|state| state.gpus[0].lost = lost);
                 lose.unwrap();
             };
             let agent = world.agent();
@@ -411,8 +412,8 @@ fn what_is_filtered_or_foreign_is_not_touched_at_the_start() {
             let small = offer("1g.10gb");
             let make = |card: usize| {
                 let made = world.store().with(|state| {
-                    state.cards[card].mig = true;
-                    state.cards[card].create_at(small.profile_id, 0, small.size)
+                    state.gpus[card].mig = true;
+                    state.gpus[card].create_at(small.profile_id, 0, small.size)
                 });
                 made.unwrap().unwrap();
             };
@@ -460,7 +461,7 @@ fn a_mode_that_waits_for_a_reset_or_a_client_is_said_and_comes_by_itself() {
             let name = format!("(process {})", client.id());
             assert!(told.message.contains(&name), "{told:?}");
             let mode = |world: &World| {
-                let card = &world.store().snapshot().unwrap().cards[0];
+                let card = &world.store().snapshot().unwrap().gpus[0];
                 (card.mig, card.pending)
             };
             assert_eq!(
@@ -498,7 +499,7 @@ fn after_a_reboot_mode_and_instances_come_back_by_themselves() {
             agent.end().await;
             nvml_sim::reboot(&world.dir).unwrap();
             assert!(
-                !world.store().snapshot().unwrap().cards[0].mig,
+                !world.store().snapshot().unwrap().gpus[0].mig,
                 "Hopper forgets"
             );
             let agent = world.agent();
@@ -632,7 +633,7 @@ fn an_instance_that_another_tool_replaced_is_not_destroyed() {
             // At the same place and id and with the same UUID, but another profile.
             let (id, other) = (devices[0].gpu_instance, offer("4g.40gb"));
             let replaced = world.store().with(|state| {
-                let card = &mut state.cards[0];
+                let card = &mut state.gpus[0];
                 card.instances.clear();
                 let id = card.create_at(other.profile_id, 0, other.size)?;
                 card.create_compute(id, 3).map(|_| id)
@@ -662,8 +663,8 @@ fn a_reset_by_the_driver_that_is_pending_is_seen_at_the_start() {
         "a_reset_by_the_driver_that_is_pending_is_seen_at_the_start",
         async |world: World| {
             let gpus = world.cards("h100-80gb", 1, true);
-            let set = |state: &mut nvml_sim::store::State| {
-                state.cards[0].recovery_action = RECOVER_BY_RESET;
+            let set = |state: &mut nvml_sim::state::State| {
+                state.gpus[0].recovery_action = RECOVER_BY_RESET;
             };
             world.store().with(set).unwrap();
             let settings = Settings {

@@ -6,8 +6,9 @@ use anyhow::Context;
 use e2e::process::Process;
 use nix::sys::signal::Signal;
 use nvml_sim::{
-    card::IN_USE,
-    store::{Action, Control, Rule, Store},
+    code::IN_USE,
+    fault::{Action, Control, Rule},
+    store::Store,
 };
 use tokio::time::Instant;
 
@@ -122,7 +123,7 @@ pub(super) fn storm(card: usize, [compute, whole]: [u64; 2]) -> Vec<Rule> {
 /// Some instances cannot be made.
 pub(super) fn create_fails(times: u64) -> Vec<Rule> {
     let call = "nvmlDeviceCreateGpuInstanceWithPlacement";
-    vec![fails(call, None, nvml_sim::card::UNKNOWN, times)]
+    vec![fails(call, None, nvml_sim::code::UNKNOWN, times)]
 }
 
 fn fails(call: &str, gpu: Option<usize>, code: u32, times: u64) -> Rule {
@@ -139,7 +140,7 @@ fn fails(call: &str, gpu: Option<usize>, code: u32, times: u64) -> Rule {
 pub(super) async fn lose(dir: &Path, gpu: usize, time: Duration) -> anyhow::Result<()> {
     let set = move |dir: &Path, lost: bool| {
         Store::new(dir).with(|state| {
-            if let Some(card) = state.cards.get_mut(gpu) {
+            if let Some(card) = state.gpus.get_mut(gpu) {
                 card.lost = lost;
             }
         })
@@ -216,7 +217,7 @@ async fn edit(
 pub(super) fn make_foreign(gpus: &Store) -> anyhow::Result<()> {
     let (_, card, start) = FOREIGN;
     gpus.with(|state| {
-        let card = &mut state.cards[card];
+        let card = &mut state.gpus[card];
         (card.mig, card.pending) = (true, true);
         let smallest = card.model().profiles.iter().min_by_key(|p| p.size);
         let profile = smallest.map_or((0, 1), |p| (p.id, p.size));

@@ -17,14 +17,19 @@ use anyhow::{Context, bail, ensure};
 use daemon::pods;
 use domain::gpu::InstanceState;
 use e2e::{
-    Component, Error, Options, Tessera, clean_clocks, image::IMAGE, tessera::agent, wait::until,
+    cluster::component::Component,
+    error::Error,
+    image::IMAGE,
+    teardown::clean_clocks,
+    tessera::{Options, Tessera, agent},
+    wait::until,
 };
 use k8s_openapi::{api::core::v1::Pod, jiff::Timestamp};
 use kube::{
     Api, ResourceExt,
     api::{DeleteParams, ListParams, PostParams},
 };
-use nvml_sim::store::State;
+use nvml_sim::state::State;
 use rand::{
     Rng, SeedableRng,
     rngs::StdRng,
@@ -214,9 +219,9 @@ impl Chaos {
     }
 
     fn make_foreign(&mut self) -> anyhow::Result<()> {
-        let (node, card, start) = FOREIGN;
+        let (node, gpu, start) = FOREIGN;
         disturb::make_foreign(&self.tessera.gpus(node))?;
-        let uuid = self.cards(node)?.cards[card].uuid();
+        let uuid = self.simulated(node)?.gpus[gpu].uuid();
         let all = self.truth()?;
         let mut there = all
             .into_iter()
@@ -235,7 +240,7 @@ impl Chaos {
             self.tessera.set_clock("+0")?;
         }
         for (node, _) in self.storms.extract_if(.., |(_, until)| *until <= now) {
-            disturb::calm(&self.tessera.cluster.layout.gpus(node)).await?;
+            disturb::calm(&self.tessera.cluster.state_dir.gpus(node)).await?;
         }
         let processes = self.tessera.cluster.processes.clone();
         for name in processes.names() {
@@ -311,7 +316,7 @@ impl Chaos {
     /// Begins a disturbance; [`Self::tend`] ends it.
     async fn disturb(&mut self, what: Disturbance) -> anyhow::Result<()> {
         let node = *NODES.choose(&mut self.random).unwrap_or(&REAL);
-        let gpus = self.tessera.cluster.layout.gpus(node);
+        let gpus = self.tessera.cluster.state_dir.gpus(node);
         match what {
             Disturbance::AgentKilled => self.kill(agent(node)).await,
             Disturbance::PluginKilled => self.kill("plugin".to_owned()).await,
@@ -370,7 +375,7 @@ impl Chaos {
 
     /// Any GPU of a node, but for the one with somebody else's instance: that is in nobody's hands.
     fn one_gpu(&mut self, node: &str) -> anyhow::Result<usize> {
-        let cards = self.cards(node)?.cards.len();
+        let cards = self.simulated(node)?.gpus.len();
         let ours: Vec<usize> = (0..cards).filter(|gpu| !is_foreign(node, *gpu)).collect();
         let gpu = ours.choose(&mut self.random).copied().unwrap_or_default();
         println!("         GPU {gpu} of {node}");
@@ -429,7 +434,7 @@ impl Chaos {
     async fn storm(&mut self) -> anyhow::Result<()> {
         let mut used = Vec::new();
         for node in NODES {
-            for (index, card) in self.cards(node)?.cards.into_iter().enumerate() {
+            for (index, card) in self.simulated(node)?.gpus.into_iter().enumerate() {
                 if card.instances.len() > usize::from(is_foreign(node, index)) {
                     used.push((node, index, card.uuid()));
                 }
@@ -441,7 +446,7 @@ impl Chaos {
         let times = [(); 2].map(|()| self.random.random_range(STORM));
         let time = self.some(12_000..20_000);
         println!("         of card {index} of {node}");
-        let gpus = self.tessera.cluster.layout.gpus(node);
+        let gpus = self.tessera.cluster.state_dir.gpus(node);
         disturb::order(&gpus, disturb::storm(*index, times)).await?;
         self.storms.push((*node, Instant::now() + time));
         let until = self.started.elapsed() + time;
@@ -459,8 +464,8 @@ impl Chaos {
     }
 
     /// The cards of a node, behind NVML; without their lock, which a frozen agent may hold.
-    fn cards(&self, node: &str) -> anyhow::Result<State> {
-        let file = self.tessera.cluster.layout.gpus(node).join("state.json");
+    fn simulated(&self, node: &str) -> anyhow::Result<State> {
+        let file = self.tessera.cluster.state_dir.gpus(node).join("state.json");
         Ok(serde_json::from_slice(&fs::read(file)?)?)
     }
 
@@ -468,7 +473,7 @@ impl Chaos {
     fn truth(&self) -> anyhow::Result<BTreeMap<Place, Instance>> {
         let mut all = BTreeMap::new();
         for node in NODES {
-            for card in self.cards(node)?.cards {
+            for card in self.simulated(node)?.gpus {
                 for instance in &card.instances {
                     let place = Place {
                         node: node.to_owned(),
@@ -519,12 +524,12 @@ impl Chaos {
 
     /// The devices that a container was created with, as its runtime has it on disk.
     fn devices(&self, pod: &Pod, node: &str, name: &str, id: &str) -> Option<BTreeSet<String>> {
-        let layout = &self.tessera.cluster.layout;
+        let state_dir = &self.tessera.cluster.state_dir;
         let read =
             |file: &Path| -> Option<Value> { serde_json::from_slice(&fs::read(file).ok()?).ok() };
         let uuids = if node == REAL {
             let id = id.strip_prefix("containerd://")?;
-            let tasks = layout
+            let tasks = state_dir
                 .containerd_state()
                 .join("io.containerd.runtime.v2.task/k8s.io");
             let config = read(&tasks.join(id).join("config.json"))?;
@@ -535,7 +540,7 @@ impl Chaos {
                 .unwrap_or_default()
                 .to_owned()
         } else {
-            let containers = layout.hollow().join(node).join("containers");
+            let containers = state_dir.hollow().join(node).join("containers");
             let created = read(&containers.join(pod.uid()?).join(format!("{name}.json")))?;
             let uuids = created["env"]["TESSERA_DEVICES"].as_str();
             uuids.unwrap_or_default().to_owned()
@@ -649,7 +654,7 @@ impl Chaos {
             self.tend().await?;
             tokio::time::sleep(Duration::from_millis(150)).await;
         }
-        self.tessera.cluster.api_server_answers().await?;
+        self.tessera.cluster.api_server_is_ready().await?;
         let (pods, everything) = (self.pods(), ListParams::default());
         pods.delete_collection(&DeleteParams::default(), &everything)
             .await?;

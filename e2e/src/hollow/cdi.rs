@@ -4,11 +4,13 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-/// What a container would be created with.
-///
-/// # Errors
-/// containerd's words when a name is in no spec.
-pub(super) fn resolve(directory: &Path, names: &[String]) -> Result<Value, String> {
+/// A device that is in no spec, in containerd's words.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("CDI device injection failed: unresolvable CDI devices {0}")]
+pub(super) struct UnresolvableDevice(String);
+
+/// What a container with these devices is created with.
+pub(super) fn resolve(directory: &Path, names: &[String]) -> Result<Value, UnresolvableDevice> {
     let specs: Vec<Value> = std::fs::read_dir(directory)
         .into_iter()
         .flatten()
@@ -31,9 +33,7 @@ pub(super) fn resolve(directory: &Path, names: &[String]) -> Result<Value, Strin
             Some([&spec["containerEdits"], &device["containerEdits"]])
         });
         let Some(edits) = found else {
-            return Err(format!(
-                "CDI device injection failed: unresolvable CDI devices {name}"
-            ));
+            return Err(UnresolvableDevice(name.clone()));
         };
         for edits in edits {
             for variable in list(&edits["env"]) {
@@ -70,6 +70,6 @@ mod tests {
             (&"1".into(), &"/dev/x".into())
         );
         let error = resolve(dir.path(), &["a/b=e".to_owned()]).unwrap_err();
-        assert!(error.contains("unresolvable CDI devices a/b=e"), "{error}");
+        assert_eq!(error, UnresolvableDevice("a/b=e".to_owned()));
     }
 }

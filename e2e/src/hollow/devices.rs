@@ -1,4 +1,4 @@
-//! kubelet's device manager: which container holds which device ids. Pure, but for its file.
+//! kubelet's device manager: which container has which device ids. Pure, but for its file.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
@@ -22,9 +22,9 @@ pub(super) struct Plugin {
     pub(super) registration: u64,
 }
 
-/// What a container holds of a resource.
+/// The device ids of a resource that a container has.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Holding {
+pub(super) struct Allocation {
     pub(super) uid: String,
     /// `namespace`, `name`; unknown for what was read from the file.
     pub(super) pod: Option<(String, String)>,
@@ -44,39 +44,65 @@ pub(super) struct Request {
     pub(super) counts: BTreeMap<String, usize>,
 }
 
-/// All of a node.
+/// Why a pod does not get its device ids, in kubelet's words.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum AllocationError {
+    #[error(
+        "Allocate failed due to requested number of devices unavailable for {resource}. \
+         Requested: {requested}, Available: {available}, which is unexpected"
+    )]
+    Unavailable {
+        resource: String,
+        requested: usize,
+        available: usize,
+    },
+    #[error("Allocate failed due to cannot allocate unregistered device {0}, which is unexpected")]
+    NotRegistered(String),
+    #[error(
+        "Allocate failed due to no healthy devices present; \
+         cannot allocate unhealthy devices {0}, which is unexpected"
+    )]
+    NoHealthyDevice(String),
+    #[error(
+        "Allocate failed due to previously allocated devices are no longer healthy; \
+         cannot allocate unhealthy devices {0}, which is unexpected"
+    )]
+    Unhealthy(String),
+}
+
+/// The device manager of a node.
 #[derive(Debug, Default)]
 pub(super) struct Devices {
     /// By resource.
     pub(super) plugins: BTreeMap<String, Plugin>,
-    pub(super) held: Vec<Holding>,
+    pub(super) allocations: Vec<Allocation>,
 }
 
 impl Devices {
     /// Gives a pod its ids, containers in the order in which they start.
     ///
-    /// As kubelet's `devicesToReuse`: what an ordinary init container had is given to the later ones first.
+    /// As kubelet's `devicesToReuse`: the later containers get the ids of an ordinary init container first.
     pub(super) fn allocate(
         &mut self,
         uid: &str,
         pod: (&str, &str),
         requests: &[Request],
-    ) -> Result<Vec<Holding>, String> {
-        let mut given: Vec<Holding> = Vec::new();
+    ) -> Result<Vec<Allocation>, AllocationError> {
+        let mut given: Vec<Allocation> = Vec::new();
         let mut reusable: BTreeMap<&str, BTreeSet<String>> = BTreeMap::new();
         for request in requests {
             for (resource, count) in &request.counts {
-                // Not a device plugin's resource: nothing of ours.
+                // Not a resource of a device plugin.
                 let Some(plugin) = self.plugins.get(resource) else {
                     continue;
                 };
                 let reuse = reusable.entry(resource).or_default();
                 let taken: HashSet<&String> = self
-                    .held
+                    .allocations
                     .iter()
                     .chain(&given)
-                    .filter(|holding| holding.resource == *resource)
-                    .flat_map(|holding| &holding.ids)
+                    .filter(|allocation| allocation.resource == *resource)
+                    .flat_map(|allocation| &allocation.ids)
                     .collect();
                 let mut free: Vec<&String> = plugin
                     .ids
@@ -84,29 +110,29 @@ impl Devices {
                     .filter(|(id, healthy)| **healthy && !taken.contains(id))
                     .map(|(id, _)| id)
                     .collect();
-                // kubelet takes them from a map: in no order.
+                // kubelet takes them from a Go map, so in no order.
                 free.sort_by_key(|id| scrambled(uid, id));
-                let mut again: Vec<&String> = reuse.iter().collect();
-                again.sort_by_key(|id| scrambled(uid, id));
-                let ids: BTreeSet<String> = again
+                let mut reused: Vec<&String> = reuse.iter().collect();
+                reused.sort_by_key(|id| scrambled(uid, id));
+                let ids: BTreeSet<String> = reused
                     .into_iter()
                     .chain(free)
                     .take(*count)
                     .cloned()
                     .collect();
                 if ids.len() < *count {
-                    return Err(format!(
-                        "Allocate failed due to requested number of devices unavailable for {resource}. \
-                         Requested: {count}, Available: {}, which is unexpected",
-                        ids.len()
-                    ));
+                    return Err(AllocationError::Unavailable {
+                        resource: resource.clone(),
+                        requested: *count,
+                        available: ids.len(),
+                    });
                 }
                 if request.kind == ContainerKind::Init {
                     reuse.extend(ids.iter().cloned());
                 } else {
                     reuse.retain(|id| !ids.contains(id));
                 }
-                given.push(Holding {
+                given.push(Allocation {
                     uid: uid.to_owned(),
                     pod: Some((pod.0.to_owned(), pod.1.to_owned())),
                     container: request.container.clone(),
@@ -117,34 +143,34 @@ impl Devices {
                 });
             }
         }
-        self.held.extend(given.iter().cloned());
+        self.allocations.extend(given.iter().cloned());
         Ok(given)
     }
 
-    /// Takes a pod's ids back.
+    /// Frees a pod's ids.
     pub(super) fn release(&mut self, uid: &str) {
-        self.held.retain(|holding| holding.uid != uid);
+        self.allocations.retain(|allocation| allocation.uid != uid);
     }
 
-    /// What a container holds.
-    pub(super) fn of(&self, uid: &str, container: &str) -> Vec<Holding> {
-        self.held
+    /// The allocations of a container.
+    pub(super) fn allocations_of(&self, uid: &str, container: &str) -> Vec<Allocation> {
+        self.allocations
             .iter()
-            .filter(|holding| holding.uid == uid && holding.container == container)
+            .filter(|allocation| allocation.uid == uid && allocation.container == container)
             .cloned()
             .collect()
     }
 
     /// `kubelet_internal_checkpoint`, in the form of kubelet's `devicemanager/checkpoint`.
     ///
-    /// Its checksum is a hash of Go's memory and is left 0: nobody but kubelet looks at it.
+    /// Its checksum is a hash of Go's memory and is left 0: nobody but kubelet reads it.
     pub(super) fn checkpoint(&self) -> Vec<u8> {
-        let entries = self.held.iter().map(|holding| Entry {
-            pod_uid: holding.uid.clone(),
-            container_name: holding.container.clone(),
-            resource_name: holding.resource.clone(),
-            device_ids: [("-1".to_owned(), holding.ids.iter().cloned().collect())].into(),
-            alloc_resp: ByteString(holding.response.clone()),
+        let entries = self.allocations.iter().map(|allocation| Entry {
+            pod_uid: allocation.uid.clone(),
+            container_name: allocation.container.clone(),
+            resource_name: allocation.resource.clone(),
+            device_ids: [("-1".to_owned(), allocation.ids.iter().cloned().collect())].into(),
+            alloc_resp: ByteString(allocation.response.clone()),
         });
         let file = File {
             data: Data {
@@ -160,26 +186,21 @@ impl Devices {
         serde_json::to_vec(&file).unwrap_or_default()
     }
 
-    /// Whether a container that holds its ids already may be started, as kubelet's `devicesToAllocate` says.
-    pub(super) fn admit_again(&self, uid: &str, container: &str) -> Result<(), String> {
-        for holding in self.of(uid, container) {
-            let resource = &holding.resource;
-            let words = |words: &str| {
-                Err(format!(
-                    "Allocate failed due to {words} {resource}, which is unexpected"
-                ))
+    /// Checks whether a container that has its ids already may be started again, as kubelet's `devicesToAllocate` does.
+    pub(super) fn check_allocated(
+        &self,
+        uid: &str,
+        container: &str,
+    ) -> Result<(), AllocationError> {
+        for Allocation { resource, ids, .. } in self.allocations_of(uid, container) {
+            let Some(plugin) = self.plugins.get(&resource) else {
+                return Err(AllocationError::NotRegistered(resource));
             };
-            let Some(plugin) = self.plugins.get(resource) else {
-                return words("cannot allocate unregistered device");
-            };
-            let healthy = |id: &String| plugin.ids.get(id) == Some(&true);
             if !plugin.ids.values().any(|healthy| *healthy) {
-                return words("no healthy devices present; cannot allocate unhealthy devices");
+                return Err(AllocationError::NoHealthyDevice(resource));
             }
-            if !holding.ids.iter().all(healthy) {
-                return words(
-                    "previously allocated devices are no longer healthy; cannot allocate unhealthy devices",
-                );
+            if !ids.iter().all(|id| plugin.ids.get(id) == Some(&true)) {
+                return Err(AllocationError::Unhealthy(resource));
             }
         }
         Ok(())
@@ -198,11 +219,11 @@ impl Devices {
                 (resource, plugin)
             })
             .collect();
-        self.held = file
+        self.allocations = file
             .data
             .pod_device_entries
             .into_iter()
-            .map(|entry| Holding {
+            .map(|entry| Allocation {
                 uid: entry.pod_uid,
                 pod: None,
                 container: entry.container_name,
@@ -264,7 +285,7 @@ mod tests {
         };
         Devices {
             plugins: [(GPU.to_owned(), plugin)].into(),
-            held: vec![],
+            allocations: vec![],
         }
     }
 
@@ -277,7 +298,7 @@ mod tests {
     }
 
     #[test]
-    fn an_init_containers_ids_are_given_again_and_a_sidecars_are_not() {
+    fn an_init_containers_ids_are_reused_and_a_sidecars_are_not() {
         let mut devices = devices(4);
         let given = devices
             .allocate(
@@ -329,7 +350,7 @@ mod tests {
         before
             .allocate("u", ("n", "p"), &[request("c", ContainerKind::App, 1)])
             .unwrap();
-        before.held[0].response = b"\x12".to_vec();
+        before.allocations[0].response = b"\x12".to_vec();
         let json: serde_json::Value = serde_json::from_slice(&before.checkpoint()).unwrap();
         let entry = &json["Data"]["PodDeviceEntries"][0];
         assert_eq!(
@@ -349,8 +370,8 @@ mod tests {
         );
         let mut after = Devices::default();
         after.restore(&before.checkpoint()).unwrap();
-        assert_eq!(after.held[0].ids, before.held[0].ids);
-        assert_eq!(after.held[0].response, b"\x12");
+        assert_eq!(after.allocations[0].ids, before.allocations[0].ids);
+        assert_eq!(after.allocations[0].response, b"\x12");
     }
 
     #[test]
@@ -362,12 +383,16 @@ mod tests {
         let mut after = Devices::default();
         after.restore(&before.checkpoint()).unwrap();
         let other = [request("c", ContainerKind::App, 1)];
-        let words = after.allocate("v", ("n", "q"), &other).unwrap_err();
-        assert!(words.contains("devices unavailable for nvidia.com/gpu"));
-        let words = after.admit_again("u", "c").unwrap_err();
-        assert!(words.contains("no healthy devices present"), "{words}");
+        let error = after.allocate("v", ("n", "q"), &other).unwrap_err();
+        assert!(
+            error
+                .to_string()
+                .contains("devices unavailable for nvidia.com/gpu")
+        );
+        let error = after.check_allocated("u", "c").unwrap_err();
+        assert_eq!(error, AllocationError::NoHealthyDevice(GPU.to_owned()));
         after.plugins = devices(2).plugins;
-        after.admit_again("u", "c").unwrap();
+        after.check_allocated("u", "c").unwrap();
         after.allocate("v", ("n", "q"), &other).unwrap();
     }
 }

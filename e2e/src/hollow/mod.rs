@@ -1,8 +1,8 @@
-//! A hollow kubelet: speaks kubelet's side of everything that an agent and the control plane need,
-//! and runs no containers.
+//! A hollow kubelet: it speaks kubelet's side of all APIs that an agent and the control plane use, and runs no
+//! containers.
 //!
-//! It does what a real kubelet was seen to do: an init container's device ids are given again to the
-//! others, the ids come in another order at `PreStartContainer`, `PodResources` hides init
+//! It does what a real kubelet was seen to do: the other containers get an init container's device ids
+//! again, the ids come in another order at `PreStartContainer`, `PodResources` hides init
 //! containers, an error of `PreStartContainer` is retried and one of `Allocate` fails the pod. What
 //! a container would have been created with is written to `containers/UID/NAME.json`: these files
 //! are the container runtime, and a kubelet that finds none for a container that ran knows that the
@@ -13,6 +13,9 @@ mod devices;
 mod node;
 mod plugins;
 mod pod;
+mod pod_resources;
+mod run;
+mod sockets;
 mod status;
 
 use std::{path::PathBuf, str::FromStr, sync::Arc};
@@ -28,13 +31,13 @@ use self::node::Node;
 /// A kubelet without containers.
 #[derive(Clone, Debug, clap::Parser)]
 pub struct Args {
-    /// The node's directory: sockets, CDI specs, containers.
+    /// Directory of the node: sockets, CDI specs, containers.
     #[arg(long)]
     dir: PathBuf,
-    /// Who the node is to the API server.
+    /// The node's kubeconfig.
     #[arg(long)]
     kubeconfig: PathBuf,
-    /// The node: `NAME` or `NAME=label=value,label=value`.
+    /// Name and labels of the node: `NAME` or `NAME=label=value,label=value`.
     #[arg(long)]
     node: NodeArg,
 }
@@ -46,10 +49,15 @@ struct NodeArg {
     labels: Vec<(String, String)>,
 }
 
-impl FromStr for NodeArg {
-    type Err = String;
+/// A label that is no pair.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("label {0:?} has no value; write key=value")]
+struct LabelWithoutValue(String);
 
-    fn from_str(text: &str) -> Result<Self, String> {
+impl FromStr for NodeArg {
+    type Err = LabelWithoutValue;
+
+    fn from_str(text: &str) -> Result<Self, LabelWithoutValue> {
         let (name, labels) = text.split_once('=').unwrap_or((text, ""));
         let labels = labels
             .split(',')
@@ -57,7 +65,7 @@ impl FromStr for NodeArg {
             .map(|label| {
                 let pair = label.split_once('=');
                 pair.map(|(key, value)| (key.to_owned(), value.to_owned()))
-                    .ok_or_else(|| format!("label {label:?} has no value; write key=value"))
+                    .ok_or_else(|| LabelWithoutValue(label.to_owned()))
             })
             .collect::<Result<_, _>>()?;
         Ok(Self {
@@ -78,7 +86,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     let client = Client::try_from(config)?;
     let NodeArg { name, labels } = args.node;
     let node = Node::new(&name, args.dir, client).with_context(|| format!("node {name}"))?;
-    Box::pin(node::run(Arc::new(node), labels)).await
+    Box::pin(run::run(Arc::new(node), labels)).await
 }
 
 #[cfg(test)]

@@ -1,104 +1,79 @@
-//! kubelet's sockets: device plugins register, and ask who holds which ids.
+//! Device plugins: they register, and their devices are watched.
 
-use std::{path::Path, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc};
 
-use domain::demand::ContainerKind;
-use nodeagent::kubelet::api::{
-    device_plugin::{
-        Empty, RegisterRequest,
-        device_plugin_client::DevicePluginClient,
-        registration_server::{Registration, RegistrationServer},
-    },
-    pod_resources::{
-        AllocatableResourcesRequest, AllocatableResourcesResponse, ContainerDevices,
-        ContainerResources, GetPodResourcesRequest, GetPodResourcesResponse,
-        ListPodResourcesRequest, ListPodResourcesResponse, PodResources,
-        pod_resources_lister_server::{PodResourcesLister, PodResourcesListerServer},
-    },
+use nodeagent::kubelet::api::device_plugin::{
+    Empty, RegisterRequest, device_plugin_client::DevicePluginClient,
+    registration_server::Registration,
 };
-use tokio::net::UnixListener;
-use tokio_stream::{StreamExt, wrappers::UnixListenerStream};
+use tokio_stream::StreamExt;
 use tonic::{
     Request, Response, Status,
-    transport::{Channel, Endpoint, Server},
+    transport::{Channel, Endpoint},
 };
 
 use super::{devices::Plugin, node::Node};
 
-/// Serves both sockets of a node, for ever.
-pub(super) async fn serve(node: Arc<Node>) -> anyhow::Result<()> {
-    let registration = RegistrationServer::new(Service(node.clone()));
-    let lister = PodResourcesListerServer::new(Service(node.clone()));
-    tokio::try_join!(
-        Server::builder()
-            .add_service(registration)
-            .serve_with_incoming(listen(&node.kubelet_socket())?),
-        Server::builder()
-            .add_service(lister)
-            .serve_with_incoming(listen(&node.pod_resources_socket())?),
-    )?;
-    Ok(())
+/// A device plugin cannot be called, or refused a call.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum PluginError {
+    /// None has registered for this resource.
+    #[error("no device plugin for {0}")]
+    NotRegistered(String),
+    /// Its socket does not answer.
+    #[error(transparent)]
+    Connect(#[from] tonic::transport::Error),
+    /// It answered with an error.
+    #[error("{}", .0.message())]
+    Call(#[from] Status),
 }
 
-fn listen(socket: &Path) -> std::io::Result<UnixListenerStream> {
-    if let Some(directory) = socket.parent() {
-        std::fs::create_dir_all(directory)?;
-    }
-    let _ = std::fs::remove_file(socket);
-    Ok(UnixListenerStream::new(UnixListener::bind(socket)?))
-}
-
-/// Dials a device plugin's socket.
+/// Connects to a device plugin's socket.
 pub(super) async fn dial(
     node: &Node,
     endpoint: &str,
-) -> Result<DevicePluginClient<Channel>, String> {
+) -> Result<DevicePluginClient<Channel>, PluginError> {
     let socket = node.device_plugins().join(endpoint);
-    let endpoint =
-        Endpoint::try_from(format!("unix://{}", socket.display())).map_err(|e| e.to_string())?;
-    let channel = endpoint.connect().await.map_err(|e| e.to_string())?;
-    Ok(DevicePluginClient::new(channel))
+    let endpoint = Endpoint::try_from(format!("unix://{}", socket.display()))?;
+    Ok(DevicePluginClient::new(endpoint.connect().await?))
 }
 
-struct Service(Arc<Node>);
+/// The service with which device plugins register.
+pub(super) struct PluginRegistration(pub(super) Arc<Node>);
 
 #[tonic::async_trait]
-impl Registration for Service {
+impl Registration for PluginRegistration {
     async fn register(&self, request: Request<RegisterRequest>) -> Result<Response<Empty>, Status> {
         let request = request.into_inner();
         if request.version != "v1beta1" {
             return Err(Status::invalid_argument(format!(
-                "version {}",
+                "version {} is not supported",
                 request.version
             )));
         }
         let node = self.0.clone();
-        // As kubelet: answered at once, dialled afterwards.
+        // As kubelet does: answered at once, connected afterwards.
         tokio::spawn(async move {
             let resource = request.resource_name.clone();
-            match follow(&node, request).await {
+            match watch_devices(&node, request).await {
                 Ok(()) => tracing::info!(node = node.name, resource, "The device plugin is gone"),
-                Err(error) => tracing::warn!(node = node.name, resource, error, "Device plugin"),
+                Err(error) => {
+                    tracing::warn!(node = node.name, resource, %error, "Cannot watch the device plugin");
+                }
             }
         });
         Ok(Response::new(Empty {}))
     }
 }
 
-/// Follows the devices of a plugin until its stream ends; then they are unhealthy.
-async fn follow(node: &Node, request: RegisterRequest) -> Result<(), String> {
-    let words = |status: Status| status.message().to_owned();
+/// Takes over the devices of a plugin until its stream ends; then they are unhealthy.
+async fn watch_devices(node: &Node, request: RegisterRequest) -> Result<(), PluginError> {
     let mut client = dial(node, &request.endpoint).await?;
     let options = client
         .get_device_plugin_options(Empty {})
-        .await
-        .map_err(words)?
+        .await?
         .into_inner();
-    let mut stream = client
-        .list_and_watch(Empty {})
-        .await
-        .map_err(words)?
-        .into_inner();
+    let mut stream = client.list_and_watch(Empty {}).await?.into_inner();
     let resource = request.resource_name;
     let registration = node.with_devices(|devices| {
         let before = devices.plugins.get(&resource);
@@ -112,7 +87,7 @@ async fn follow(node: &Node, request: RegisterRequest) -> Result<(), String> {
         devices.plugins.insert(resource.clone(), plugin);
         registration
     });
-    let set = |ids: Option<std::collections::BTreeMap<String, bool>>| {
+    let set = |ids: Option<BTreeMap<String, bool>>| {
         node.with_devices(|devices| {
             let plugin = devices.plugins.get_mut(&resource);
             if let Some(plugin) = plugin.filter(|plugin| plugin.registration == registration) {
@@ -134,90 +109,4 @@ async fn follow(node: &Node, request: RegisterRequest) -> Result<(), String> {
     }
     set(None);
     Ok(())
-}
-
-#[tonic::async_trait]
-impl PodResourcesLister for Service {
-    async fn list(
-        &self,
-        _: Request<ListPodResourcesRequest>,
-    ) -> Result<Response<ListPodResourcesResponse>, Status> {
-        Ok(Response::new(ListPodResourcesResponse {
-            pod_resources: self.pods(|_, _| true),
-        }))
-    }
-
-    async fn get_allocatable_resources(
-        &self,
-        _: Request<AllocatableResourcesRequest>,
-    ) -> Result<Response<AllocatableResourcesResponse>, Status> {
-        let devices = self.0.with_devices(|devices| {
-            devices
-                .plugins
-                .iter()
-                .map(|(name, plugin)| ContainerDevices {
-                    resource_name: name.clone(),
-                    device_ids: plugin.ids.keys().cloned().collect(),
-                    ..ContainerDevices::default()
-                })
-                .collect()
-        });
-        Ok(Response::new(AllocatableResourcesResponse {
-            devices,
-            ..AllocatableResourcesResponse::default()
-        }))
-    }
-
-    async fn get(
-        &self,
-        request: Request<GetPodResourcesRequest>,
-    ) -> Result<Response<GetPodResourcesResponse>, Status> {
-        let asked = request.into_inner();
-        let found =
-            self.pods(|namespace, name| namespace == asked.pod_namespace && name == asked.pod_name);
-        match found.into_iter().next() {
-            Some(pod) => Ok(Response::new(GetPodResourcesResponse {
-                pod_resources: Some(pod),
-            })),
-            None => Err(Status::not_found("no such pod")),
-        }
-    }
-}
-
-impl Service {
-    /// The pods with their containers' ids, without ordinary init containers.
-    fn pods(&self, wanted: impl Fn(&str, &str) -> bool) -> Vec<PodResources> {
-        self.0.with_devices(|devices| {
-            let mut pods: Vec<PodResources> = Vec::new();
-            for holding in &devices.held {
-                let Some((namespace, name)) = &holding.pod else {
-                    continue;
-                };
-                if holding.kind == Some(ContainerKind::Init) || !wanted(namespace, name) {
-                    continue;
-                }
-                let at = pods
-                    .iter()
-                    .position(|p| p.namespace == *namespace && p.name == *name);
-                let at = at.unwrap_or_else(|| {
-                    pods.push(PodResources {
-                        name: name.clone(),
-                        namespace: namespace.clone(),
-                        ..PodResources::default()
-                    });
-                    pods.len() - 1
-                });
-                pods[at].containers.push(ContainerResources {
-                    name: holding.container.clone(),
-                    devices: vec![ContainerDevices {
-                        resource_name: holding.resource.clone(),
-                        device_ids: holding.ids.iter().cloned().collect(),
-                        ..ContainerDevices::default()
-                    }],
-                    ..ContainerResources::default()
-                });
-            }
-            pods
-        })
-    }
 }

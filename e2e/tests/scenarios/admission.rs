@@ -37,7 +37,7 @@ pub(crate) async fn nonsense_is_refused_in_one_sentence(world: World) -> anyhow:
             }
         }
     }
-    // Only the cluster knows its largest card: said at once in an event.
+    // Only the plugin knows the largest GPU of the cluster; it reports it at once, in an event.
     world.create(&pod("huge", None, &gpus(1, 900_000))).await?;
     let event = world
         .event(

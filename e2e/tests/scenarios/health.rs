@@ -4,7 +4,12 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use domain::mode::{NodeMode, VgpuMode};
-use e2e::{Component, GpuNodeSpec, process::Process, tessera::agent, wait::until};
+use e2e::{
+    cluster::component::Component,
+    process::Process,
+    tessera::{agent, nodes::GpuNodeSpec},
+    wait::until,
+};
 use k8s_openapi::api::{
     apps::v1::Deployment,
     core::v1::{Node, Pod},
@@ -16,17 +21,17 @@ use kube::{
 use nix::sys::signal::Signal;
 use nvml_sim::{
     event::{Event, XID},
-    store::{Action, Control, Rule},
+    fault::{Action, Control, Rule},
 };
 use serde_json::json;
 
-use super::{PATIENCE, REAL, World, container, gpus, pod};
+use super::{REAL, WAIT_TIMEOUT, World, container, gpus, pod};
 
 /// How long a pod is tried before it is given up, and a bit.
 const GIVEN_UP: Duration = Duration::from_secs(80);
 
-/// The card of a pod's first MIG device: NVML index and UUID.
-async fn card_of(world: &World, node: &str, name: &str) -> anyhow::Result<(usize, String)> {
+/// The GPU of a pod's first MIG device: NVML index and UUID.
+async fn gpu_of(world: &World, node: &str, name: &str) -> anyhow::Result<(usize, String)> {
     let pod = world.pods().get(name).await?;
     let claim = daemon::pods::claim(&pod).context("no claim")??;
     let slot = claim.slots().next().context("no MIG device")?.clone();
@@ -39,7 +44,7 @@ async fn card_of(world: &World, node: &str, name: &str) -> anyhow::Result<(usize
 /// Waits until a GPU is published as ill, or as well.
 async fn is_ill(world: &World, node: &str, uuid: &str, wanted: bool) -> anyhow::Result<()> {
     let what = format!("the GPU to be {}", if wanted { "ill" } else { "well" });
-    until(&what, PATIENCE, async || {
+    until(&what, WAIT_TIMEOUT, async || {
         let status = world.tessera.gpu_node(node).await.ok()?;
         let gpu = status.gpus.iter().find(|gpu| gpu.uuid == uuid)?;
         (gpu.unhealthy.is_some() == wanted).then_some(())
@@ -63,7 +68,7 @@ pub(crate) async fn a_gpu_with_a_fault_takes_no_pods_until_it_has_recovered(
         .create_and_run(&pod("before", Some(node), &gpus(1, 40_000)))
         .await?;
     let print = world.fingerprint("before").await?;
-    let (index, uuid) = card_of(&world, node, "before").await?;
+    let (index, uuid) = gpu_of(&world, node, "before").await?;
     let told = |data| Event {
         gpu: index,
         kind: XID,
@@ -75,14 +80,14 @@ pub(crate) async fn a_gpu_with_a_fault_takes_no_pods_until_it_has_recovered(
     world.event("before", &["GpuFault", "XID 31"]).await?;
     // XID 48, and the driver asks for a reset.
     gpus_of_node.with(|state| {
-        state.cards[index].recovery_action = nvml_sim::card::RECOVER_BY_RESET;
+        state.gpus[index].recovery_action = nvml_sim::gpu::RECOVER_BY_RESET;
         state.raise(told(48));
     })?;
     is_ill(&world, node, &uuid, true).await?;
     world.event("before", &["GpuFault", "XID 48"]).await?;
     until(
         "kubelet to offer the other GPU alone",
-        PATIENCE,
+        WAIT_TIMEOUT,
         async || (allocatable(&world, node).await? == 10).then_some(()),
     )
     .await?;
@@ -103,7 +108,7 @@ pub(crate) async fn a_gpu_with_a_fault_takes_no_pods_until_it_has_recovered(
         world
             .create_and_run(&pod(name, Some(node), &gpus(1, 40_000)))
             .await?;
-        ensure!(card_of(&world, node, name).await?.1 != uuid, "{name}");
+        ensure!(gpu_of(&world, node, name).await?.1 != uuid, "{name}");
     }
     world
         .create(&pod("waits", Some(node), &gpus(1, 40_000)))
@@ -117,7 +122,7 @@ pub(crate) async fn a_gpu_with_a_fault_takes_no_pods_until_it_has_recovered(
     world.delete("before").await?;
     is_ill(&world, node, &uuid, false).await?;
     world.runs("waits").await?;
-    ensure!(card_of(&world, node, "waits").await?.1 == uuid);
+    ensure!(gpu_of(&world, node, "waits").await?.1 == uuid);
     Ok(())
 }
 
@@ -145,7 +150,7 @@ pub(crate) async fn a_pod_whose_instance_cannot_be_made_is_made_anew_elsewhere(
     Ok(())
 }
 
-/// Nodes with MIG cards.
+/// Nodes with MIG GPUs.
 const CARVED: [&str; 2] = [REAL, "hollow-h100"];
 
 async fn made_anew(world: &World, deployments: &Api<Deployment>) -> anyhow::Result<()> {
@@ -175,7 +180,7 @@ async fn made_anew(world: &World, deployments: &Api<Deployment>) -> anyhow::Resu
         .await?;
     let only = ListParams::default().labels("app=anew");
     let pods = world.pods();
-    let first: Pod = until("the pod to be bound", PATIENCE, async || {
+    let first: Pod = until("the pod to be bound", WAIT_TIMEOUT, async || {
         let all = pods.list(&only).await.ok()?;
         all.into_iter()
             .find(|pod| daemon::pods::claim(pod).is_some())
@@ -185,10 +190,10 @@ async fn made_anew(world: &World, deployments: &Api<Deployment>) -> anyhow::Resu
         first.name_any(),
         daemon::pods::node(&first).unwrap_or_default(),
     );
-    let (card, uuid) = card_of(world, node, &name).await?;
+    let (index, uuid) = gpu_of(world, node, &name).await?;
     // Only that GPU fails from now on.
     for other in CARVED {
-        let only = (other == node).then(|| fail(Some(card)));
+        let only = (other == node).then(|| fail(Some(index)));
         world.tessera.gpus(other).control(only.as_ref())?;
     }
     let failed = until("the pod to be given up", GIVEN_UP, async || {
@@ -203,7 +208,7 @@ async fn made_anew(world: &World, deployments: &Api<Deployment>) -> anyhow::Resu
     );
     let message = failed.message.unwrap_or_default();
     ensure!(message.contains("cannot make 1g.10gb"), "{message}");
-    let second = until("another pod to run", PATIENCE, async || {
+    let second = until("another pod to run", WAIT_TIMEOUT, async || {
         let all = pods.list(&only).await.ok()?;
         let runs = |pod: &Pod| {
             let phase = pod.status.as_ref().and_then(|status| status.phase.clone());
@@ -224,7 +229,7 @@ pub(crate) async fn an_idle_gpu_changes_its_mode_for_a_pod_that_fits_nowhere_els
     let spec = GpuNodeSpec::new(AUTO, "h100-80gb", 1, VgpuMode::HamiCore);
     world.tessera.add_hollow_nodes(&[spec]).await?;
     world.label(AUTO, NodeMode::Auto).await?;
-    until("the GPU to work by demand", PATIENCE, async || {
+    until("the GPU to work by demand", WAIT_TIMEOUT, async || {
         let status = world.tessera.gpu_node(AUTO).await.ok()?;
         status.gpus.first()?.auto_mode.then_some(())
     })
@@ -276,16 +281,20 @@ pub(crate) async fn a_container_starts_again_although_a_fresh_agent_has_no_api_s
     cluster.processes.crash(&agent(REAL)).await?;
     cluster.processes.start_again(&agent(REAL))?;
     before[0].signal(Signal::SIGKILL);
-    let again = until("the container to start again", PATIENCE * 2, async || {
-        let now = processes(&uid, "86400");
-        (now.len() == 1 && now != before).then_some(())
-    })
+    let again = until(
+        "the container to start again",
+        WAIT_TIMEOUT * 2,
+        async || {
+            let now = processes(&uid, "86400");
+            (now.len() == 1 && now != before).then_some(())
+        },
+    )
     .await;
     cluster.processes.start_again(Component::ApiServer.name())?;
-    cluster.api_server_answers().await?;
+    cluster.api_server_is_ready().await?;
     again?;
     cluster.node_is_ready(REAL).await?;
-    until("the agent to be ready", PATIENCE, async || {
+    until("the agent to be ready", WAIT_TIMEOUT, async || {
         (allocatable(&world, REAL).await? == 20).then_some(())
     })
     .await?;

@@ -4,12 +4,16 @@ use std::{collections::BTreeSet, time::Duration};
 
 use anyhow::{Context, ensure};
 use domain::mode::{NodeMode, VgpuMode};
-use e2e::{Component, GpuNodeSpec, tessera::agent, wait::until};
+use e2e::{
+    cluster::component::Component,
+    tessera::{agent, nodes::GpuNodeSpec},
+    wait::until,
+};
 use k8s_openapi::api::core::v1::Node;
 use kube::{Api, ResourceExt};
 use serde_json::json;
 
-use super::{PATIENCE, REAL, World, annotated, busy, gpus, pod};
+use super::{REAL, WAIT_TIMEOUT, World, annotated, busy, gpus, pod};
 
 pub(crate) async fn the_pod_of_the_seed_gets_two_instances_and_leaves_none(
     world: World,
@@ -52,8 +56,8 @@ pub(crate) async fn the_pod_of_the_seed_gets_two_instances_and_leaves_none(
         },
     )
     .await?;
-    until("NVML to have none left", PATIENCE, async || {
-        (world.on_cards(REAL) == 0).then_some(())
+    until("NVML to have none left", WAIT_TIMEOUT, async || {
+        (world.on_gpus(REAL) == 0).then_some(())
     })
     .await?;
     Ok(())
@@ -89,8 +93,8 @@ pub(crate) async fn a_killed_agent_adopts_what_runs(world: World) -> anyhow::Res
     world.tessera.start_agent_again(REAL).await?;
     until(
         "the instance of the deleted pod to be gone",
-        PATIENCE,
-        async || (world.on_cards(REAL) == 1).then_some(()),
+        WAIT_TIMEOUT,
+        async || (world.on_gpus(REAL) == 1).then_some(()),
     )
     .await?;
     Ok(())
@@ -173,11 +177,11 @@ pub(crate) async fn a_restarted_kubelet_finds_devices_and_pods_as_they_were(
         let count = status.allocatable?.get("nvidia.com/gpu")?.0.clone();
         (count == "20").then_some(())
     };
-    until("the devices to be back", PATIENCE, allocatable).await?;
+    until("the devices to be back", WAIT_TIMEOUT, allocatable).await?;
     cluster.node_is_ready(REAL).await?;
     until(
         "the device plugin to be known again",
-        PATIENCE,
+        WAIT_TIMEOUT,
         async || {
             let log = std::fs::read_to_string(cluster.processes.log_file(&agent(REAL))).ok()?;
             let after = log.rsplit_once("kubelet was restarted")?.1;
@@ -214,7 +218,7 @@ pub(crate) async fn a_restarted_plugin_knows_every_claim(world: World) -> anyhow
     world.event("fourth", &["FailedScheduling"]).await?;
     processes.start_again("plugin")?;
     // One half is left, so one of them runs and the other is told so.
-    let one = until("one of two pods to run", PATIENCE, async || {
+    let one = until("one of two pods to run", WAIT_TIMEOUT, async || {
         let mut running = Vec::new();
         for name in ["fourth", "fifth"] {
             let status = world.pods().get(name).await.ok()?.status?;
@@ -253,11 +257,11 @@ pub(crate) async fn nothing_changes_while_the_api_server_is_away(
     // Longer than the TTL of idle instances here.
     tokio::time::sleep(Duration::from_secs(4)).await;
     ensure!(
-        world.on_cards(REAL) == 2,
+        world.on_gpus(REAL) == 2,
         "instances went with the API server"
     );
     cluster.processes.start_again(Component::ApiServer.name())?;
-    cluster.api_server_answers().await?;
+    cluster.api_server_is_ready().await?;
     world
         .create_and_run(&pod("next", Some(REAL), &gpus(1, 8_000)))
         .await?;
@@ -269,18 +273,18 @@ pub(crate) async fn nothing_changes_while_the_api_server_is_away(
     Ok(())
 }
 
-/// Issue 5: kubelet gives a pod ids that are named after any card; those of the lost one failed pods on the others.
+/// Issue 5: kubelet gives a pod ids that are named after any GPU; the ids of the lost GPU made pods on the others fail.
 pub(crate) async fn a_node_that_lost_a_gpu_over_a_reboot_runs_the_pods_of_the_others(
     world: World,
 ) -> anyhow::Result<()> {
-    let cards = world.tessera.gpu_node(REAL).await?.gpus;
+    let published = world.tessera.gpu_node(REAL).await?.gpus;
     let mut stays = pod("stays", Some(REAL), &gpus(6, 8_000));
-    stays["metadata"]["annotations"] = json!({ "nvidia.com/use-gpuuuid": cards[1].uuid });
+    stays["metadata"]["annotations"] = json!({ "nvidia.com/use-gpuuuid": published[1].uuid });
     let before = world.create_and_run(&stays).await?;
     let print = world.fingerprint("stays").await?;
     let lose = |lost| {
         let gpus = world.tessera.gpus(REAL);
-        gpus.with(|state| state.cards[0].lost = lost)
+        gpus.with(|state| state.gpus[0].lost = lost)
     };
     world.tessera.power_off(REAL).await?;
     lose(true)?;
@@ -291,12 +295,12 @@ pub(crate) async fn a_node_that_lost_a_gpu_over_a_reboot_runs_the_pods_of_the_ot
     ensure!(pod.uid() == before.uid(), "it is another pod");
     let seen = world.seen("stays", "main").await?;
     ensure!(
-        seen.gpus.len() == 1 && seen.gpus[0].uuid == cards[1].uuid,
+        seen.gpus.len() == 1 && seen.gpus[0].uuid == published[1].uuid,
         "{seen:?}"
     );
     // Back, it takes pods again.
     let mut back = self::pod("back", Some(REAL), &gpus(1, 40_000));
-    back["metadata"]["annotations"] = json!({ "nvidia.com/use-gpuuuid": cards[0].uuid });
+    back["metadata"]["annotations"] = json!({ "nvidia.com/use-gpuuuid": published[0].uuid });
     world.create_and_run(&back).await?;
     Ok(())
 }
@@ -316,10 +320,10 @@ pub(crate) async fn a_rebooted_node_comes_back_by_itself(world: World) -> anyhow
         tessera.power_off(node).await?;
     }
     // The hardware has forgotten all of it; an H100 even that it was in MIG mode.
-    ensure!(world.on_cards(REAL) + world.on_cards(HOPPER) == 0);
+    ensure!(world.on_gpus(REAL) + world.on_gpus(HOPPER) == 0);
     let in_mig_mode = || -> anyhow::Result<usize> {
-        let cards = tessera.gpus(HOPPER).snapshot()?.cards;
-        Ok(cards.iter().filter(|card| card.mig).count())
+        let all = tessera.gpus(HOPPER).snapshot()?.gpus;
+        Ok(all.iter().filter(|gpu| gpu.mig).count())
     };
     ensure!(in_mig_mode()? == 0);
     for (node, ..) in pods {
@@ -334,12 +338,12 @@ pub(crate) async fn a_rebooted_node_comes_back_by_itself(world: World) -> anyhow
             .map(|slot| (slot.gpu.clone(), slot.profile.clone(), slot.start))
             .collect();
         let mut there = BTreeSet::new();
-        for card in tessera.gpus(node).snapshot()?.cards {
-            for instance in &card.instances {
+        for gpu in tessera.gpus(node).snapshot()?.gpus {
+            for instance in &gpu.instances {
                 ensure!(instance.compute.len() == 1, "{instance:?}");
-                let profile = card.model().by_id(instance.profile_id);
+                let profile = gpu.model().by_id(instance.profile_id);
                 let profile = profile.context("a profile")?.name.clone();
-                there.insert((card.uuid(), profile, instance.start));
+                there.insert((gpu.uuid(), profile, instance.start));
             }
         }
         ensure!(
@@ -347,7 +351,7 @@ pub(crate) async fn a_rebooted_node_comes_back_by_itself(world: World) -> anyhow
             "claimed {claimed:?}, there {there:?}"
         );
     }
-    until("all cards to be in MIG mode", PATIENCE, async || {
+    until("all GPUs to be in MIG mode", WAIT_TIMEOUT, async || {
         (in_mig_mode().ok()? == 8).then_some(())
     })
     .await?;

@@ -7,7 +7,7 @@ use e2e::wait::until;
 use futures::future::try_join_all;
 use serde_json::json;
 
-use super::{PATIENCE, REAL, World, annotated, gpus, pod};
+use super::{REAL, WAIT_TIMEOUT, World, annotated, gpus, pod};
 
 pub(crate) async fn fifty_pods_at_once(world: World) -> anyhow::Result<()> {
     let sizes = [8_000, 1_000, 9_500, 19_000, 4_000];
@@ -36,7 +36,7 @@ pub(crate) async fn fifty_pods_at_once(world: World) -> anyhow::Result<()> {
     eprintln!("pods by node: {by_node:?}");
     ensure!(by_node.len() == 3, "{by_node:?}");
     // No two pods have one instance, in their claims, in what is published and behind NVML.
-    let rows = until("all instances to be published", PATIENCE, async || {
+    let rows = until("all instances to be published", WAIT_TIMEOUT, async || {
         let rows = world.rows().await.ok()?;
         rows.iter().all(|row| !row.uuid.is_empty()).then_some(rows)
     })
@@ -46,13 +46,13 @@ pub(crate) async fn fifty_pods_at_once(world: World) -> anyhow::Result<()> {
     ensure!(rows.len() == 50, "{} rows", rows.len());
     ensure!(uuids.len() == of_mig.len());
     for (name, status) in world.tessera.gpu_nodes().await? {
-        for (gpu, card) in status
+        for (gpu, simulated) in status
             .gpus
             .iter()
-            .zip(world.tessera.gpus(&name).snapshot()?.cards)
+            .zip(world.tessera.gpus(&name).snapshot()?.gpus)
         {
             let mut slices = BTreeSet::new();
-            for instance in card.instances {
+            for instance in simulated.instances {
                 for slice in instance.start..instance.start + instance.size {
                     ensure!(
                         slices.insert(slice),

@@ -16,7 +16,7 @@ use domain::{
     mode::{NodeMode, VgpuMode},
     status::GpuNodeStatus,
 };
-use e2e::{Tessera, image::IMAGE, table, wait::until};
+use e2e::{image::IMAGE, table, tessera::Tessera, wait::until};
 use k8s_openapi::api::core::v1::{Event, Node, Pod};
 use kube::{
     Api, ResourceExt,
@@ -65,8 +65,8 @@ pub(crate) const SCENARIOS: &[(&str, Scenario)] = scenarios![
     many::fifty_pods_at_once,
 ];
 
-/// How long a pod may take to run.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(40);
+/// How long a scenario waits for what it expects, such as a pod that runs.
+pub(crate) const WAIT_TIMEOUT: Duration = Duration::from_secs(40);
 /// Name of the node with real containers.
 pub(crate) const REAL: &str = "real";
 /// The nodes that the cluster begins with.
@@ -161,7 +161,7 @@ impl World {
             let mut conditions = conditions.into_iter().flatten();
             conditions.any(|c| c.type_ == "Ready" && c.status == "True")
         };
-        let result = until(&format!("pod {name} to run"), PATIENCE, async || {
+        let result = until(&format!("pod {name} to run"), WAIT_TIMEOUT, async || {
             self.pods().get(name).await.ok().filter(ready)
         })
         .await;
@@ -198,7 +198,7 @@ impl World {
     pub(crate) async fn event(&self, name: &str, words: &[&str]) -> anyhow::Result<String> {
         let found = until(
             &format!("an event of {name} with {words:?}"),
-            PATIENCE,
+            WAIT_TIMEOUT,
             async || {
                 let events = self.events(name).await.ok()?;
                 let has = |event: &String| words.iter().all(|word| event.contains(word));
@@ -233,7 +233,7 @@ impl World {
         let mut last = BTreeSet::new();
         let found = until(
             &format!("{count} instances of {pod} to be published"),
-            PATIENCE,
+            WAIT_TIMEOUT,
             async || {
                 let status = self.tessera.gpu_node(node).await.ok()?;
                 let instances = status.gpus.into_iter().flat_map(|gpu| gpu.instances);
@@ -252,7 +252,7 @@ impl World {
     pub(crate) async fn works_as(&self, node: &str, mode: VgpuMode) -> anyhow::Result<()> {
         until(
             &format!("the GPU of {node} to work as {mode}"),
-            PATIENCE,
+            WAIT_TIMEOUT,
             async || {
                 let status = self.tessera.gpu_node(node).await.ok()?;
                 let gpu = status.gpus.first()?;
@@ -265,7 +265,7 @@ impl World {
 
     /// Waits until a pod's one container was started again, and the pod runs.
     pub(crate) async fn runs_again(&self, name: &str, before: &Fingerprint) -> anyhow::Result<Pod> {
-        let again = until(&format!("{name} to run again"), PATIENCE, async || {
+        let again = until(&format!("{name} to run again"), WAIT_TIMEOUT, async || {
             let now = self.fingerprint(name).await.ok()?;
             let anew = now.len() == 1 && now[0].0 != before[0].0 && now[0].1 > before[0].1;
             anew.then_some(())
@@ -294,19 +294,19 @@ impl World {
         Ok(table::rows(self.tessera.cluster.client()).await?)
     }
 
-    /// Deletes all pods and waits until every instance is gone, on the cards as well as in what is published.
+    /// Deletes all pods and waits until every instance is gone, on the GPUs as well as in what is published.
     pub(crate) async fn clear(&self) -> anyhow::Result<()> {
         let everything = ListParams::default();
         self.pods()
             .delete_collection(&DeleteParams::default(), &everything)
             .await?;
-        until("all pods to be gone", PATIENCE, async || {
+        until("all pods to be gone", WAIT_TIMEOUT, async || {
             let left = self.pods().list(&everything).await.ok()?;
             left.items.is_empty().then_some(())
         })
         .await?;
         let mut last = String::new();
-        let gone = until("all instances to be gone", PATIENCE, async || {
+        let gone = until("all instances to be gone", WAIT_TIMEOUT, async || {
             let nodes = self.tessera.gpu_nodes().await.ok()?;
             let lines = nodes
                 .iter()
@@ -316,7 +316,7 @@ impl World {
                 .iter()
                 .flat_map(|(_, node)| &node.gpus)
                 .map(|gpu| gpu.instances.len());
-            let real: usize = nodes.iter().map(|(name, _)| self.on_cards(name)).sum();
+            let real: usize = nodes.iter().map(|(name, _)| self.on_gpus(name)).sum();
             (published.sum::<usize>() + real == 0).then_some(())
         })
         .await;
@@ -344,10 +344,10 @@ impl World {
     }
 
     /// GPU instances that exist behind NVML on a node.
-    pub(crate) fn on_cards(&self, node: &str) -> usize {
+    pub(crate) fn on_gpus(&self, node: &str) -> usize {
         let snapshot = self.tessera.gpus(node).snapshot();
         snapshot.map_or(0, |state| {
-            state.cards.iter().map(|card| card.instances.len()).sum()
+            state.gpus.iter().map(|gpu| gpu.instances.len()).sum()
         })
     }
 }

@@ -11,24 +11,24 @@ use kube::{
 };
 use serde_json::json;
 
-use super::{Fingerprint, PATIENCE, REAL, Seen, World, annotated, gpus, pod};
+use super::{Fingerprint, REAL, Seen, WAIT_TIMEOUT, World, annotated, gpus, pod};
 
 pub(crate) async fn sizes_fit_in_any_order_and_disturb_nobody(world: World) -> anyhow::Result<()> {
-    let cards = world.tessera.gpu_node(REAL).await?.gpus;
-    for (card, sizes) in cards
+    let published = world.tessera.gpu_node(REAL).await?.gpus;
+    for (gpu, sizes) in published
         .iter()
         .zip([[20_000, 10_000, 40_000], [10_000, 20_000, 40_000]])
     {
         let mut before: Vec<(String, Seen, Fingerprint)> = Vec::new();
         for size in sizes {
-            let name = format!("size-{size}-{}", card.index);
+            let name = format!("size-{size}-{}", gpu.index);
             let mut wanted = pod(&name, Some(REAL), &gpus(1, size));
-            wanted["metadata"]["annotations"] = json!({ "nvidia.com/use-gpuuuid": card.uuid });
+            wanted["metadata"]["annotations"] = json!({ "nvidia.com/use-gpuuuid": gpu.uuid });
             world.create_and_run(&wanted).await?;
             let seen = world.seen(&name, "main").await?;
             let instances = seen.instances();
             ensure!(instances.len() == 1 && seen.gpus.len() == 1, "{seen:?}");
-            ensure!(seen.gpus[0].uuid == card.uuid, "{seen:?}");
+            ensure!(seen.gpus[0].uuid == gpu.uuid, "{seen:?}");
             // A request up to the size in a profile's name is served by it: 10,000 MiB by 1g.10gb.
             ensure!(instances[0].memory_mib + 512 >= size, "{seen:?}");
             for (name, seen, print) in &before {
@@ -67,7 +67,7 @@ pub(crate) async fn pods_without_a_mode_use_both_pools(world: World) -> anyhow::
 pub(crate) async fn what_does_not_fit_waits_and_says_what_would(
     world: World,
 ) -> anyhow::Result<()> {
-    // Two cards of the real node: three halves and a tenth leave room for a quarter, not for a half.
+    // Two GPUs of the real node: three halves and a tenth leave room for a quarter, not for a half.
     for name in ["half-0", "half-1", "half-2"] {
         world
             .create_and_run(&pod(name, Some(REAL), &gpus(1, 40_000)))
@@ -106,7 +106,7 @@ pub(crate) async fn a_count_alone_is_whole_gpus(world: World) -> anyhow::Result<
     let nodes: Api<k8s_openapi::api::core::v1::Node> = Api::all(world.tessera.cluster.client());
     let status = nodes.get(REAL).await?.status.unwrap_or_default();
     let allocatable = status.allocatable.unwrap_or_default();
-    // Two cards of deviceSplitCount ids.
+    // Two GPUs of deviceSplitCount ids each.
     ensure!(allocatable["nvidia.com/gpu"].0 == "20", "{allocatable:?}");
     Ok(())
 }
@@ -129,7 +129,7 @@ pub(crate) async fn a_more_important_pod_displaces_the_cheapest(
         pod["spec"]["priorityClassName"] = json!(class);
         pod
     };
-    // One card is held by two, the other by one that is as large as both.
+    // One GPU is held by two pods, the other by one that is as large as both.
     world
         .create_and_run(&of_class("small-a", "low", 40_000))
         .await?;
@@ -194,13 +194,13 @@ pub(crate) async fn a_pod_that_allows_it_restarts_elsewhere_to_make_room(
         });
         running.next().map(|pod| pod.name_any())
     };
-    let before = until("the deployment's pod to run", PATIENCE, small).await?;
+    let before = until("the deployment's pod to run", WAIT_TIMEOUT, small).await?;
     world.delete("half-a").await?;
-    // A half is free on one card, and the small pod stands on the other.
+    // Half of one GPU is free, and the small pod stands on the other.
     world
         .create_and_run(&pod("whole", Some(REAL), &gpus(1, 80_000)))
         .await?;
-    let after = until("the deployment's pod to run again", PATIENCE, small).await?;
+    let after = until("the deployment's pod to run again", WAIT_TIMEOUT, small).await?;
     ensure!(before != after, "it was not restarted");
     world
         .event(&before, &["Restarted elsewhere", "default/whole"])
