@@ -132,7 +132,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     let cluster = Shared::default();
     cluster.write().set_rule(config.placement.rule());
     let certificate = Certificate::empty();
-    let settings = certs::Settings {
+    let settings = certs::settings::Settings {
         namespace,
         secret,
         service,
@@ -161,7 +161,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         let certificate = certificate.clone();
         until(
             token.clone(),
-            certs::keep(client, settings, move |chain, key| {
+            certs::rotate::run(client, settings, move |chain, key| {
                 if certificate.set_pem(chain.as_bytes(), key.as_bytes())? {
                     tracing::info!("Serving a new certificate");
                 }
