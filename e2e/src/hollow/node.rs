@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use daemon::follow::{Change, objects};
+use daemon::watches::{self, Change};
 use k8s_openapi::api::core::v1::{Node as NodeObject, Pod};
 use kube::{
     Api, Client, ResourceExt,
@@ -214,7 +214,7 @@ async fn follow_pods(node: Arc<Node>) {
     let (send, mut changes) = mpsc::unbounded_channel();
     let api: Api<Pod> = Api::all(node.client.clone());
     let only = watcher::Config::default().fields(&format!("spec.nodeName={}", node.name));
-    let watch = objects(api, only, None, move |change| {
+    let watch = watches::watch(api, only, None, move |change| {
         let _ = send.send(change);
     });
     let apply = async {
@@ -248,7 +248,7 @@ async fn follow_pods(node: Arc<Node>) {
                         token.cancel();
                     }
                 }
-                Change::Complete(uids, _) => pods.retain(|uid, (token, _)| {
+                Change::Complete { uids, .. } => pods.retain(|uid, (token, _)| {
                     let known = uids.contains(uid);
                     if !known {
                         token.cancel();
