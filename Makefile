@@ -38,6 +38,7 @@ lint: ## Format, lints, docs, and what the model, the placement engine and the a
 	RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps --document-private-items
 	! cargo tree -p tessera-domain -e normal --prefix none | grep -E '^(tokio|kube|hyper|k8s-openapi|tracing|rand) '
 	! cargo tree -p tessera-placement -e normal --prefix none | grep -E '^(tokio|kube|hyper|k8s-openapi|tracing) '
+	! cargo tree -p tessera-nodeagent -e normal --prefix none | grep -E '^(tessera-placement|rand) '
 
 clean: ## The cluster, and what was built.
 	-target/debug/tessera-e2e down

@@ -1,12 +1,12 @@
-//! The `caBundle` of a `MutatingWebhookConfiguration`, as a patch of what is there.
+//! The `caBundle` of a `MutatingWebhookConfiguration`, as a patch of its present contents.
 
 use json_patch::Patch;
 use k8s_openapi::{ByteString, api::admissionregistration::v1::MutatingWebhookConfiguration};
 use serde_json::json;
 
-/// What makes every webhook of the configuration trust `ca`; `None` where all do.
+/// The patch that makes every webhook of the configuration trust `ca`; `None` where all do already.
 ///
-/// Each entry is tested by name first, so that a configuration replaced meanwhile is not half patched.
+/// Each entry is tested by name first, so that a configuration replaced in the meantime is not half patched.
 pub(crate) fn patch(configuration: &MutatingWebhookConfiguration, ca: &str) -> Option<Patch> {
     let bundle = ByteString(ca.as_bytes().to_vec());
     let operations: Vec<serde_json::Value> = configuration

@@ -1,10 +1,10 @@
-//! The webhook's certificate: made at first start, kept in a Secret, renewed, and told to the API server.
+//! The webhook's certificate: created at first start, stored in a Secret, rotated, and published as `caBundle`.
+//!
+//! [`rotate`] is the loop; `secret` reads and writes what the replicas share; `pair` creates and
+//! judges certificates; `ca_bundle` computes the patch for the API server.
 
 mod ca_bundle;
-mod keep;
 mod pair;
-
-pub use crate::{
-    keep::{Settings, keep},
-    pair::{CertificateError, Pair},
-};
+pub mod rotate;
+mod secret;
+pub mod settings;

@@ -1,4 +1,4 @@
-//! A CA, the serving certificate that it signed, and when the latter is due; no I/O.
+//! A CA, the serving certificate that it signed, and when they are due for renewal; no I/O.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -17,19 +17,21 @@ use x509_parser::{
     pem::{Pem, parse_x509_pem},
 };
 
-const CA_LIFE: Duration = Duration::days(3650);
-const LEAF_LIFE: Duration = Duration::days(90);
-/// Clocks of a cluster differ.
-const SKEW: Duration = Duration::minutes(10);
+/// How long a CA is valid.
+const CA_LIFETIME: Duration = Duration::days(3650);
+/// How long a serving certificate is valid.
+const LEAF_LIFETIME: Duration = Duration::days(90);
+/// How far certificates are dated back: clocks of a cluster differ.
+const CLOCK_SKEW: Duration = Duration::minutes(10);
 
-/// Why a pair cannot be read or made.
+/// Why a pair cannot be read or created.
 #[derive(Debug, thiserror::Error)]
-pub enum CertificateError {
+pub(crate) enum CertificateError {
     /// The Secret lacks a part.
     #[error("the Secret has no key {0}")]
     Missing(&'static str),
-    /// A part is not what its name says.
-    #[error("{what} cannot be read: {why}")]
+    /// A part does not parse.
+    #[error("cannot parse {what}: {why}")]
     Unreadable {
         /// The Secret's key.
         what: &'static str,
@@ -40,26 +42,29 @@ pub enum CertificateError {
     #[error("tls.key does not belong to tls.crt")]
     Mismatch,
     /// Signing failed.
-    #[error("cannot make a certificate: {0}")]
-    Make(#[from] rcgen::Error),
+    #[error("cannot create a certificate: {0}")]
+    Generate(#[from] rcgen::Error),
 }
 
-/// What the Secret holds, as PEM.
+/// The contents of the Secret, as PEM.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Pair {
-    /// `ca.crt`: what the API server is told to trust.
-    pub ca_certificate: String,
+pub(crate) struct Pair {
+    /// `ca.crt`: what the API server trusts.
+    pub(crate) ca_certificate: String,
     /// `ca.key`.
-    pub ca_key: String,
+    pub(crate) ca_key: String,
     /// `tls.crt`: what the webhook serves.
-    pub certificate: String,
+    pub(crate) certificate: String,
     /// `tls.key`.
-    pub key: String,
+    pub(crate) key: String,
 }
 
 impl Pair {
-    /// A new CA of ten years and its first serving certificate for the names (DNS or IP).
-    pub fn make(names: &[String], now: OffsetDateTime) -> Result<Self, CertificateError> {
+    /// Creates a CA for ten years and a serving certificate for the names (DNS or IP).
+    pub(crate) fn generate(
+        names: &[String],
+        now: OffsetDateTime,
+    ) -> Result<Self, CertificateError> {
         let mut params = CertificateParams::default();
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages = vec![
@@ -69,7 +74,7 @@ impl Pair {
         params
             .distinguished_name
             .push(DnType::CommonName, "Tessera webhook CA");
-        (params.not_before, params.not_after) = (now - SKEW, now + CA_LIFE);
+        (params.not_before, params.not_after) = (now - CLOCK_SKEW, now + CA_LIFETIME);
         let ca_key = KeyPair::generate()?;
         let ca_certificate = params.self_signed(&ca_key)?.pem();
         let ca_key = ca_key.serialize_pem();
@@ -82,10 +87,16 @@ impl Pair {
         })
     }
 
-    /// A new serving certificate of 90 days by the same CA, or a whole new pair where the CA itself is due.
-    pub fn renew(&self, names: &[String], now: OffsetDateTime) -> Result<Self, CertificateError> {
-        if with_certificate("ca.crt", &self.ca_certificate, |ca| is_old(ca, now))? {
-            return Self::make(names, now);
+    /// Creates a serving certificate for 90 days with the same CA, or a whole new pair where the CA itself is due.
+    pub(crate) fn renew(
+        &self,
+        names: &[String],
+        now: OffsetDateTime,
+    ) -> Result<Self, CertificateError> {
+        if with_certificate("ca.crt", &self.ca_certificate, |ca| {
+            is_past_two_thirds(ca, now)
+        })? {
+            return Self::generate(names, now);
         }
         let (certificate, key) = leaf(&self.ca_certificate, &self.ca_key, names, now)?;
         Ok(Self {
@@ -95,18 +106,27 @@ impl Pair {
         })
     }
 
-    /// Whether it is time: two thirds of a life are over, or the names are others.
-    pub fn is_due(&self, names: &[String], now: OffsetDateTime) -> Result<bool, CertificateError> {
+    /// Whether to renew: two thirds of a lifetime have passed, or a name is missing.
+    pub(crate) fn is_due(
+        &self,
+        names: &[String],
+        now: OffsetDateTime,
+    ) -> Result<bool, CertificateError> {
         let wanted: BTreeSet<&str> = names.iter().map(String::as_str).collect();
-        let leaf = with_certificate("tls.crt", &self.certificate, |leaf| {
-            let has = names_of(leaf);
-            is_old(leaf, now) || wanted.iter().any(|name| !has.contains(*name))
+        let leaf_is_due = with_certificate("tls.crt", &self.certificate, |leaf| {
+            let names = names_of(leaf);
+            is_past_two_thirds(leaf, now) || wanted.iter().any(|name| !names.contains(*name))
         })?;
-        Ok(leaf || with_certificate("ca.crt", &self.ca_certificate, |ca| is_old(ca, now))?)
+        Ok(leaf_is_due
+            || with_certificate("ca.crt", &self.ca_certificate, |ca| {
+                is_past_two_thirds(ca, now)
+            })?)
     }
 
-    /// Reads a Secret's data; parts that do not fit together are an error.
-    pub fn read(data: &BTreeMap<String, ByteString>) -> Result<Self, CertificateError> {
+    /// Reads the data of a Secret; parts that do not belong together are an error.
+    pub(crate) fn from_secret_data(
+        data: &BTreeMap<String, ByteString>,
+    ) -> Result<Self, CertificateError> {
         let part = |what: &'static str| {
             let bytes = data.get(what).ok_or(CertificateError::Missing(what))?;
             String::from_utf8(bytes.0.clone()).map_err(|error| unreadable(what, &error))
@@ -119,18 +139,18 @@ impl Pair {
         };
         let key = KeyPair::from_pem(&pair.key).map_err(|error| unreadable("tls.key", &error))?;
         issuer(&pair.ca_certificate, &pair.ca_key)?;
-        let fits = with_certificate("tls.crt", &pair.certificate, |leaf| {
+        let belongs = with_certificate("tls.crt", &pair.certificate, |leaf| {
             leaf.public_key().raw == key.subject_public_key_info()
         })?;
-        if fits {
+        if belongs {
             Ok(pair)
         } else {
             Err(CertificateError::Mismatch)
         }
     }
 
-    /// The Secret's data (`kubernetes.io/tls` with the CA beside).
-    pub fn data(&self) -> BTreeMap<String, ByteString> {
+    /// The data of the Secret: that of type `kubernetes.io/tls`, and the CA.
+    pub(crate) fn to_secret_data(&self) -> BTreeMap<String, ByteString> {
         [
             ("ca.crt", &self.ca_certificate),
             ("ca.key", &self.ca_key),
@@ -166,7 +186,7 @@ fn leaf(
     params
         .distinguished_name
         .push(DnType::CommonName, "Tessera webhook");
-    (params.not_before, params.not_after) = (now - SKEW, now + LEAF_LIFE);
+    (params.not_before, params.not_after) = (now - CLOCK_SKEW, now + LEAF_LIFETIME);
     let key = KeyPair::generate()?;
     let certificate = params.signed_by(&key, &issuer(ca, ca_key)?)?;
     Ok((certificate.pem(), key.serialize_pem()))
@@ -175,15 +195,15 @@ fn leaf(
 fn with_certificate<T>(
     what: &'static str,
     pem: &str,
-    look: impl FnOnce(&X509Certificate<'_>) -> T,
+    read: impl FnOnce(&X509Certificate<'_>) -> T,
 ) -> Result<T, CertificateError> {
     let (_, pem): (_, Pem) =
         parse_x509_pem(pem.as_bytes()).map_err(|error| unreadable(what, &error))?;
     let certificate = pem.parse_x509().map_err(|error| unreadable(what, &error))?;
-    Ok(look(&certificate))
+    Ok(read(&certificate))
 }
 
-fn is_old(certificate: &X509Certificate<'_>, now: OffsetDateTime) -> bool {
+fn is_past_two_thirds(certificate: &X509Certificate<'_>, now: OffsetDateTime) -> bool {
     let from = certificate.validity().not_before.to_datetime();
     let to = certificate.validity().not_after.to_datetime();
     now >= from + (to - from) * 2 / 3
@@ -245,7 +265,7 @@ mod tests {
 
     #[test]
     fn a_client_that_trusts_the_ca_accepts_the_names_and_no_others() {
-        let pair = Pair::make(&names(), OffsetDateTime::now_utc()).unwrap();
+        let pair = Pair::generate(&names(), OffsetDateTime::now_utc()).unwrap();
         assert!(accepts(&pair, "tessera-webhook.tessera-system.svc"));
         assert!(accepts(&pair, "127.0.0.1"));
         assert!(!accepts(&pair, "other.tessera-system.svc"));
@@ -254,7 +274,7 @@ mod tests {
     #[test]
     fn a_certificate_is_due_at_two_thirds_of_its_life_and_renewed_by_the_same_ca() {
         let now = OffsetDateTime::now_utc();
-        let pair = Pair::make(&names(), now).unwrap();
+        let pair = Pair::generate(&names(), now).unwrap();
         assert!(!pair.is_due(&names(), now + Duration::days(59)).unwrap());
         let later = now + Duration::days(61);
         assert!(pair.is_due(&names(), later).unwrap());
@@ -266,7 +286,7 @@ mod tests {
     #[test]
     fn a_new_name_is_a_reason_to_renew() {
         let now = OffsetDateTime::now_utc();
-        let pair = Pair::make(&names(), now).unwrap();
+        let pair = Pair::generate(&names(), now).unwrap();
         let more = [names(), vec!["localhost".to_owned()]].concat();
         assert!(pair.is_due(&more, now).unwrap());
         assert!(!pair.renew(&more, now).unwrap().is_due(&more, now).unwrap());
@@ -275,24 +295,27 @@ mod tests {
     #[test]
     fn an_old_ca_is_replaced_with_its_certificates() {
         let now = OffsetDateTime::now_utc();
-        let pair = Pair::make(&names(), now - Duration::days(2500)).unwrap();
+        let pair = Pair::generate(&names(), now - Duration::days(2500)).unwrap();
         let renewed = pair.renew(&names(), now).unwrap();
         assert_ne!(renewed.ca_certificate, pair.ca_certificate);
     }
 
     #[test]
     fn the_secret_gives_back_what_was_written_and_damage_is_named() {
-        let pair = Pair::make(&names(), OffsetDateTime::now_utc()).unwrap();
-        let data = pair.data();
-        assert_eq!(Pair::read(&data).unwrap(), pair);
+        let pair = Pair::generate(&names(), OffsetDateTime::now_utc()).unwrap();
+        let data = pair.to_secret_data();
+        assert_eq!(Pair::from_secret_data(&data).unwrap(), pair);
         let mut less = data.clone();
         less.remove("ca.key");
-        let error = Pair::read(&less).unwrap_err().to_string();
+        let error = Pair::from_secret_data(&less).unwrap_err().to_string();
         assert_eq!(error, "the Secret has no key ca.key");
         let mut other = data.clone();
-        let another = Pair::make(&names(), OffsetDateTime::now_utc()).unwrap();
-        other.extend([("tls.key".to_owned(), another.data()["tls.key"].clone())]);
-        let error = Pair::read(&other).unwrap_err().to_string();
+        let another = Pair::generate(&names(), OffsetDateTime::now_utc()).unwrap();
+        other.extend([(
+            "tls.key".to_owned(),
+            another.to_secret_data()["tls.key"].clone(),
+        )]);
+        let error = Pair::from_secret_data(&other).unwrap_err().to_string();
         assert_eq!(error, "tls.key does not belong to tls.crt");
     }
 }

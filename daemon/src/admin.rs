@@ -1,4 +1,4 @@
-//! Probes and metrics, on a port of their own.
+//! Probes and metrics, on their own port.
 
 use std::sync::Arc;
 
@@ -12,7 +12,7 @@ use crate::{
     shutdown::CancellationToken,
 };
 
-/// Serves `/live`, `/ready` (503 with what is waited for) and `/metrics` (`OpenMetrics`).
+/// Serves `/live`, `/ready` (503 with what the process waits for) and `/metrics` (`OpenMetrics`).
 pub async fn serve(
     listener: TcpListener,
     registry: Arc<Registry>,
@@ -42,7 +42,7 @@ pub async fn serve(
                         Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()),
                     }
                 }
-                _ => text(StatusCode::NOT_FOUND, "try /live, /ready or /metrics\n"),
+                _ => text(StatusCode::NOT_FOUND, "GET /live, /ready or /metrics\n"),
             }
         }
     })

@@ -1,31 +1,31 @@
-//! Groups of flags that daemons flatten into theirs.
+//! Groups of flags that the daemons share.
 
 use std::{net::SocketAddr, path::PathBuf};
 
 use anyhow::Context;
 use tracing_subscriber::EnvFilter;
 
-/// How to log.
+/// Logging.
 #[derive(Clone, Debug, clap::Args)]
 pub struct LogArgs {
-    /// What to log: a level, or `target=level` pairs separated by commas.
+    /// Log filter: a level, or `target=level` pairs separated by commas.
     #[arg(long = "log", env = "TESSERA_LOG", default_value = "info")]
     pub filter: String,
-    /// Form of the log.
+    /// Log format.
     #[arg(long, env = "TESSERA_LOG_FORMAT", default_value = "plain")]
     pub log_format: LogFormat,
 }
 
-/// Form of the log.
+/// Log format.
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
 pub enum LogFormat {
-    /// For people.
+    /// One line of text per record.
     Plain,
-    /// One JSON object a line.
+    /// One JSON object per line.
     Json,
 }
 
-/// Where probes and metrics are served.
+/// Probes and metrics.
 #[derive(Clone, Copy, Debug, clap::Args)]
 pub struct AdminArgs {
     /// Address of `/live`, `/ready` and `/metrics`, plain HTTP.
@@ -33,10 +33,10 @@ pub struct AdminArgs {
     pub admin_address: SocketAddr,
 }
 
-/// The settings that all parts share.
+/// The settings that all daemons share.
 #[derive(Clone, Debug, clap::Args)]
 pub struct ConfigArgs {
-    /// File with the shared settings (YAML, field names as in `HAMi`'s device configuration).
+    /// File with the shared settings: YAML, with the field names of `HAMi`'s device configuration.
     #[arg(long, env = "TESSERA_CONFIG")]
     pub config: Option<PathBuf>,
 }
@@ -45,7 +45,7 @@ impl LogArgs {
     /// Starts logging to standard error.
     pub fn init(&self) -> anyhow::Result<()> {
         let filter = EnvFilter::try_new(&self.filter)
-            .with_context(|| format!("--log {:?} is no log filter", self.filter))?;
+            .with_context(|| format!("--log {:?} is not a log filter", self.filter))?;
         let log = tracing_subscriber::fmt()
             .with_env_filter(filter)
             .with_writer(std::io::stderr);
@@ -53,23 +53,23 @@ impl LogArgs {
             LogFormat::Plain => log.with_ansi(false).try_init(),
             LogFormat::Json => log.json().try_init(),
         }
-        .map_err(|error| anyhow::anyhow!("logging was started before: {error}"))
+        .map_err(|error| anyhow::anyhow!("logging is already initialised: {error}"))
     }
 }
 
 impl ConfigArgs {
-    /// Reads the file; the defaults without one.
+    /// Reads the file, or returns the defaults where none is given.
     pub fn load(&self) -> anyhow::Result<domain::config::Config> {
         let Some(path) = &self.config else {
             return Ok(domain::config::Config::default());
         };
         let text = std::fs::read_to_string(path)
             .with_context(|| format!("cannot read the configuration {}", path.display()))?;
-        parse(&text).with_context(|| format!("the configuration {} is refused", path.display()))
+        parse(&text).with_context(|| format!("invalid configuration {}", path.display()))
     }
 }
 
-/// The file is either the settings themselves or has them under `nvidia:`, as `HAMi`'s has.
+/// The file has the settings at its top level, or under `nvidia:` as `HAMi`'s does.
 fn parse(text: &str) -> anyhow::Result<domain::config::Config> {
     #[derive(serde::Deserialize)]
     struct File {

@@ -4,7 +4,7 @@ use domain::status::GpuNodeStatus;
 use kube::CustomResource;
 use serde::{Deserialize, Serialize};
 
-/// What an admin says about a node's GPUs; nothing yet, the node's label says it.
+/// The wishes of an admin for a node's GPUs: none, they are on the node's label.
 #[derive(CustomResource, Clone, Debug, Default, Serialize, Deserialize)]
 #[kube(
     group = "tessera.dev",

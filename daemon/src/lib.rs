@@ -1,8 +1,7 @@
-//! What every daemon of Tessera is made of: flags, logs, shutdown, readiness, admin port, TLS, HTTP, watches.
+//! What the three daemons of Tessera share: flags, logging, shutdown, readiness, admin port, TLS, HTTP, watches.
 
 pub mod admin;
 pub mod args;
-pub mod follow;
 pub mod gpu_node;
 pub mod metrics;
 pub mod pods;
@@ -11,18 +10,19 @@ pub mod serve;
 pub mod shutdown;
 pub mod tasks;
 pub mod tls;
+pub mod watches;
 
 use anyhow::Context;
 
-/// Makes ring the TLS provider of the process. Call it first in `main`.
+/// Installs ring as the TLS provider of the process. Call it first in `main`.
 pub fn install_crypto() {
-    // A second call finds the provider that the first one installed, which is the same.
+    // It fails where a provider is installed already: by an earlier call, so it is the same.
     let _ = rustls::crypto::ring::default_provider().install_default();
 }
 
-/// A client by the pod's service account, or by `KUBECONFIG` outside of a cluster.
+/// A client with the pod's service account, or with `KUBECONFIG` outside of a cluster.
 pub async fn client() -> anyhow::Result<kube::Client> {
     kube::Client::try_default().await.context(
-        "no way to reach the API server: not in a pod, and KUBECONFIG names no usable file",
+        "cannot configure the API server client: not in a pod, and KUBECONFIG names no usable file",
     )
 }

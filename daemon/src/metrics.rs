@@ -10,7 +10,7 @@ pub fn registry(component: &'static str) -> Registry {
     let mut registry = Registry::with_prefix("tessera");
     registry.register(
         "build",
-        "Version of this daemon",
+        "Version and component of the daemon",
         Info::new([
             ("version", env!("CARGO_PKG_VERSION")),
             ("component", component),
@@ -20,7 +20,7 @@ pub fn registry(component: &'static str) -> Registry {
     started.set(jiff::Timestamp::now().as_second());
     registry.register_with_unit(
         "process_start_time",
-        "When the process started, since the Unix epoch",
+        "Start time of the process since the Unix epoch",
         Unit::Seconds,
         started,
     );

@@ -1,4 +1,4 @@
-//! What Tessera reads of a pod object.
+//! What Tessera reads from a pod object.
 
 use std::collections::BTreeMap;
 
@@ -6,6 +6,7 @@ use domain::{
     claim::{Claim, ClaimError},
     demand::{ContainerKind, ContainerRequest, PodRequest},
     keys,
+    pod::PodName,
 };
 use k8s_openapi::api::core::v1::{Container, Pod};
 use kube::ResourceExt;
@@ -59,7 +60,7 @@ pub fn is_over(pod: &Pod) -> bool {
     matches!(phase, Some("Succeeded" | "Failed"))
 }
 
-/// Whether the pod allows to be restarted elsewhere and has a controller that makes it anew.
+/// Whether the pod may be restarted elsewhere: its author allows it, and a controller recreates it.
 pub fn may_restart(pod: &Pod) -> bool {
     let allowed = pod.annotations().get(keys::ALLOW_RESTART);
     let owners = pod.owner_references();
@@ -67,7 +68,7 @@ pub fn may_restart(pod: &Pod) -> bool {
         && owners.iter().any(|owner| owner.controller == Some(true))
 }
 
-/// The claim that the pod's binding brought, if it has one.
+/// The claim that the binding wrote; `None` for a pod without GPU or not bound yet.
 pub fn claim(pod: &Pod) -> Option<Result<Claim, ClaimError>> {
     pod.annotations()
         .get(keys::CLAIM)
@@ -83,9 +84,14 @@ pub fn node(pod: &Pod) -> Option<&str> {
         .filter(|name| !name.is_empty())
 }
 
+/// Namespace and name.
+pub fn name(pod: &Pod) -> PodName {
+    PodName::new(pod.namespace().unwrap_or_default(), pod.name_any())
+}
+
 /// `namespace/name`.
 pub fn key(pod: &Pod) -> String {
-    format!("{}/{}", pod.namespace().unwrap_or_default(), pod.name_any())
+    name(pod).to_string()
 }
 
 #[cfg(test)]

@@ -2,29 +2,29 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// What the process still waits for.
+/// What the process still waits for; a clone shares the same latches.
 #[derive(Clone, Debug, Default)]
 pub struct Readiness(Arc<Mutex<Vec<&'static str>>>);
 
-/// One thing that must be there first. Dropping it without [`release`](Latch::release) keeps the
-/// process unready: a task that died is no task that is done.
+/// One condition of readiness. Dropping it without [`release`](Latch::release) keeps the process
+/// unready: a task that died has not completed.
 #[derive(Debug)]
 pub struct Latch {
-    of: Readiness,
+    readiness: Readiness,
     name: &'static str,
 }
 
 impl Readiness {
-    /// Adds a thing to wait for.
+    /// Adds a condition.
     pub fn latch(&self, name: &'static str) -> Latch {
         self.lock().push(name);
         Latch {
-            of: self.clone(),
+            readiness: self.clone(),
             name,
         }
     }
 
-    /// The names that are waited for; empty: ready.
+    /// The conditions that are not met; empty: ready.
     pub fn waiting(&self) -> Vec<&'static str> {
         self.lock().clone()
     }
@@ -35,9 +35,9 @@ impl Readiness {
 }
 
 impl Latch {
-    /// It is there.
+    /// The condition is met.
     pub fn release(self) {
-        let mut waiting = self.of.lock();
+        let mut waiting = self.readiness.lock();
         if let Some(at) = waiting.iter().position(|name| *name == self.name) {
             waiting.remove(at);
         }

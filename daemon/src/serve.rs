@@ -1,7 +1,8 @@
-//! HTTP servers, plain and over TLS, that drain on shutdown, and what handlers need.
+//! HTTP servers, plain and over TLS, that drain on shutdown, and helpers for their handlers.
 
-use std::{convert::Infallible, future::Future, sync::Arc, time::Duration};
+use std::{convert::Infallible, future::Future, net::SocketAddr, sync::Arc, time::Duration};
 
+use anyhow::Context;
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::{
@@ -22,13 +23,20 @@ use tokio_rustls::TlsAcceptor;
 
 use crate::shutdown::CancellationToken;
 
-/// Body of our answers.
+/// Body of the responses.
 pub type Body = Full<Bytes>;
 
-/// Time a client has for its TLS handshake, and for its request's headers.
-const PATIENCE: Duration = Duration::from_secs(5);
-/// Time that running requests have after the shutdown signal.
-const DRAIN: Duration = Duration::from_secs(8);
+/// Limit of a client's TLS handshake, and of sending its request headers.
+const CLIENT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Time for running requests to finish after the shutdown signal.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(8);
+
+/// Binds a TCP socket.
+pub async fn listen(address: SocketAddr) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address)
+        .await
+        .with_context(|| format!("cannot listen on {address}"))
+}
 
 /// Serves plain HTTP until the token fires.
 pub async fn plain<H, F>(
@@ -58,7 +66,7 @@ where
     accept(listener, token, handle, move |stream| {
         let acceptor = acceptor.clone();
         async move {
-            match tokio::time::timeout(PATIENCE, acceptor.accept(stream)).await {
+            match tokio::time::timeout(CLIENT_TIMEOUT, acceptor.accept(stream)).await {
                 Ok(Ok(stream)) => Some(stream),
                 Ok(Err(error)) => {
                     tracing::debug!(%error, "TLS handshake failed");
@@ -94,12 +102,14 @@ where
             accepted = listener.accept() => match accepted {
                 Ok((stream, _)) => stream,
                 Err(error) => {
-                    tracing::warn!(%error, "Accept failed");
+                    tracing::warn!(%error, "Cannot accept a connection");
+                    // Out of file descriptors, most likely: let some connections end.
                     tokio::time::sleep(Duration::from_millis(50)).await;
                     continue;
                 }
             },
         };
+        // Only a matter of latency.
         let _ = stream.set_nodelay(true);
         let (handle, wrap, watcher) = (handle.clone(), wrap.clone(), graceful.watcher());
         tokio::spawn(async move {
@@ -114,7 +124,7 @@ where
             server
                 .http1()
                 .timer(TokioTimer::new())
-                .header_read_timeout(PATIENCE);
+                .header_read_timeout(CLIENT_TIMEOUT);
             let connection = server
                 .serve_connection(TokioIo::new(stream), service)
                 .into_owned();
@@ -124,16 +134,16 @@ where
         });
     }
     drop(listener);
-    if tokio::time::timeout(DRAIN, graceful.shutdown())
+    if tokio::time::timeout(DRAIN_TIMEOUT, graceful.shutdown())
         .await
         .is_err()
     {
-        tracing::warn!("Some requests did not finish in time");
+        tracing::warn!("Some requests did not finish before the drain timeout");
     }
     Ok(())
 }
 
-/// The body of a request, at most `limit` bytes; the error is the answer to give.
+/// Reads the body of a request, at most `limit` bytes; the error is the response to send.
 pub async fn body(request: Request<Incoming>, limit: usize) -> Result<Bytes, Box<Response<Body>>> {
     if request.body().size_hint().lower() > limit as u64 {
         return Err(Box::new(too_large(limit)));
@@ -143,7 +153,7 @@ pub async fn body(request: Request<Incoming>, limit: usize) -> Result<Bytes, Box
         Err(error) if error.is::<LengthLimitError>() => Err(Box::new(too_large(limit))),
         Err(error) => Err(Box::new(text(
             StatusCode::BAD_REQUEST,
-            format!("unreadable body: {error}"),
+            format!("cannot read the body: {error}"),
         ))),
     }
 }
@@ -155,12 +165,12 @@ fn too_large(limit: usize) -> Response<Body> {
     )
 }
 
-/// A plain text answer.
+/// A plain text response.
 pub fn text(status: StatusCode, text: impl Into<String>) -> Response<Body> {
     typed(status, "text/plain; charset=utf-8", text.into())
 }
 
-/// A JSON answer.
+/// A JSON response.
 pub fn json(value: &impl serde::Serialize) -> Response<Body> {
     match serde_json::to_vec(value) {
         Ok(bytes) => typed(StatusCode::OK, "application/json", bytes),
@@ -168,7 +178,7 @@ pub fn json(value: &impl serde::Serialize) -> Response<Body> {
     }
 }
 
-/// An answer of a media type.
+/// A response with a media type.
 pub fn typed(
     status: StatusCode,
     media_type: &'static str,

@@ -1,4 +1,4 @@
-//! One token that every task watches.
+//! The token that every task watches for the end of the process.
 
 use tokio::signal::unix::{SignalKind, signal};
 pub use tokio_util::sync::CancellationToken;
@@ -13,10 +13,10 @@ pub fn on_signal() -> std::io::Result<CancellationToken> {
     let fired = token.clone();
     tokio::spawn(async move {
         tokio::select! { _ = term.recv() => {}, _ = int.recv() => {} }
-        tracing::info!("Draining");
+        tracing::info!("Shutting down");
         fired.cancel();
         tokio::select! { _ = term.recv() => {}, _ = int.recv() => {} }
-        tracing::warn!("Aborted by a second signal");
+        tracing::warn!("Aborting on a second signal");
         std::process::abort();
     });
     Ok(token)

@@ -1,4 +1,4 @@
-//! The named tasks of a process: the first to end ends it, so that Kubernetes starts it again.
+//! The named tasks of a process: the first to end ends the process, so that Kubernetes restarts it.
 
 use std::{collections::HashMap, future::Future, time::Duration};
 
@@ -8,8 +8,8 @@ use tracing::Instrument;
 
 use crate::shutdown::CancellationToken;
 
-/// How long tasks may take to end after the shutdown signal.
-const DRAIN: Duration = Duration::from_secs(10);
+/// Time for tasks to end after the shutdown signal.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Tasks that live as long as the process.
 #[derive(Debug)]
@@ -20,7 +20,7 @@ pub struct Tasks {
 }
 
 impl Tasks {
-    /// No tasks yet; `token` tells the orderly end.
+    /// No tasks yet; cancelling `token` ends them in order.
     pub fn new(token: CancellationToken) -> Self {
         Self {
             token,
@@ -39,6 +39,15 @@ impl Tasks {
             .running
             .spawn(task.instrument(tracing::info_span!("task", name)));
         self.names.insert(handle.id(), name);
+    }
+
+    /// Starts a watch or loop that never ends by itself, until the token fires.
+    pub fn spawn_loop(
+        &mut self,
+        name: &'static str,
+        work: impl Future<Output = ()> + Send + 'static,
+    ) {
+        self.spawn(name, until(self.token.clone(), work));
     }
 
     /// Waits for the token, then for the tasks; a task that ends before is an error that names it.
@@ -62,7 +71,7 @@ impl Tasks {
             }
         };
         self.token.cancel();
-        let drained = tokio::time::timeout(DRAIN, async {
+        let drained = tokio::time::timeout(DRAIN_TIMEOUT, async {
             while let Some(ended) = self.running.join_next().await {
                 ended??;
             }
@@ -74,7 +83,7 @@ impl Tasks {
             rest
         } else {
             let late = self.running.len();
-            tracing::warn!(late, "Tasks did not end in time");
+            tracing::warn!(late, "Tasks did not end before the drain timeout");
             Ok(())
         }
     }
@@ -84,7 +93,7 @@ impl Tasks {
     }
 }
 
-/// Runs a watch or loop until the token fires; its own end before that is an error.
+/// Runs a watch or loop until the token fires; an end before that is an error.
 pub async fn until(token: CancellationToken, work: impl Future<Output = ()>) -> anyhow::Result<()> {
     match token.run_until_cancelled(work).await {
         None => Ok(()),
@@ -115,7 +124,7 @@ mod tests {
     async fn a_shutdown_is_no_error() {
         let token = CancellationToken::new();
         let mut tasks = Tasks::new(token.clone());
-        tasks.spawn("steady", until(token.clone(), std::future::pending()));
+        tasks.spawn_loop("steady", std::future::pending());
         token.cancel();
         tasks.run().await.unwrap();
     }

@@ -1,4 +1,4 @@
-//! A TLS certificate that can be exchanged while it is served.
+//! A TLS certificate that can be replaced while it is in use.
 
 use std::sync::Arc;
 
@@ -13,28 +13,28 @@ use rustls::{
 /// A certificate chain and key that cannot be served.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
-    /// No PEM.
-    #[error("the certificate or key is no PEM")]
+    /// Not PEM.
+    #[error("the certificate or key is not PEM")]
     Pem(#[from] pem::Error),
-    /// Not of each other.
-    #[error("certificate and key do not fit together")]
+    /// The key is another certificate's.
+    #[error("the key does not belong to the certificate")]
     Pair(#[source] rustls::Error),
     /// The provider refuses its own defaults.
-    #[error("TLS cannot be set up")]
+    #[error("cannot set up TLS")]
     Setup(#[source] rustls::Error),
 }
 
-/// The pair in force; none at first, and then every handshake fails.
+/// The certificate in use; until there is one, every handshake fails.
 #[derive(Debug, Default)]
 pub struct Certificate(ArcSwapOption<CertifiedKey>);
 
 impl Certificate {
-    /// Nothing to serve yet.
+    /// No certificate yet.
     pub fn empty() -> Arc<Self> {
         Arc::default()
     }
 
-    /// Serves this pair from the next handshake on; on error the old pair stays. Tells whether it changed.
+    /// Uses this pair from the next handshake on, and returns whether it is new; on error the old pair stays.
     pub fn set_pem(&self, chain: &[u8], key: &[u8]) -> Result<bool, TlsError> {
         let chain = CertificateDer::pem_slice_iter(chain).collect::<Result<Vec<_>, _>>()?;
         let key = PrivateKeyDer::from_pem_slice(key)?;

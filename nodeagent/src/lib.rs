@@ -20,10 +20,11 @@ use std::{sync::Arc, time::Duration};
 
 use anyhow::Context;
 use daemon::{
-    admin, follow,
+    admin,
     ready::Readiness,
     shutdown::{self, CancellationToken},
     tasks::{Tasks, until},
+    watches,
 };
 use domain::{keys, mode::NodeMode, status::GpuNodeStatus};
 use k8s_openapi::api::core::v1::{Node, Pod};
@@ -140,7 +141,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         let only = watcher::Config::default().fields(&format!("spec.nodeName={node_name}"));
         let mut follower = pods::Follower::default();
         until(token.clone(), async move {
-            follow::objects(api, only, Some(latch), |change| {
+            watches::watch(api, only, Some(latch), |change| {
                 follower.apply(change, &owner, &share_pods);
             })
             .await;
@@ -150,8 +151,8 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         let (api, owner) = (Api::<Node>::all(client.clone()), owner.clone());
         let only = watcher::Config::default().fields(&format!("metadata.name={node_name}"));
         until(token.clone(), async move {
-            follow::objects(api, only, None, |change| {
-                if let follow::Change::Apply(node) = change {
+            watches::watch(api, only, None, |change| {
+                if let watches::Change::Apply(node) = change {
                     owner.want(Wanted {
                         node: wanted_mode(&node).or(settings.operatingmode),
                         devices: settings.devicemodes.clone(),

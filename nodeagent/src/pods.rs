@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use daemon::{follow::Change, pods};
+use daemon::{pods, watches::Change};
 use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
 use kube::ResourceExt;
 use tokio::sync::watch;
@@ -42,7 +42,7 @@ impl Follower {
             Change::Delete(pod) => {
                 self.pods.remove(&pod.uid().unwrap_or_default());
             }
-            Change::Complete(uids, _) => {
+            Change::Complete { uids, .. } => {
                 self.pods.retain(|uid, _| uids.contains(uid));
                 if !self.complete {
                     self.complete = true;

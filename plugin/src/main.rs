@@ -5,5 +5,5 @@ use clap::Parser;
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
     daemon::install_crypto();
-    plugin::run(plugin::Args::parse()).await
+    plugin::run(plugin::args::Args::parse()).await
 }

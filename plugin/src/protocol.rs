@@ -9,41 +9,52 @@ use k8s_openapi::{
 use kube::ResourceExt;
 use serde::{Deserialize, Serialize};
 
-/// What filter and prioritize are asked.
+/// The request of `filter` and `prioritize`.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "PascalCase")]
-pub struct ExtenderArgs {
-    /// The pod to place.
-    pub pod: Pod,
+pub(crate) struct ExtenderArgs {
+    /// The pod to schedule.
+    pub(crate) pod: Pod,
     /// Candidates as objects, where the scheduler is not `nodeCacheCapable`.
     #[serde(default)]
-    pub nodes: Option<List<Node>>,
+    pub(crate) nodes: Option<List<Node>>,
     /// Candidates by name.
     #[serde(default)]
-    pub node_names: Option<Vec<String>>,
+    pub(crate) node_names: Option<Vec<String>>,
 }
 
-/// What filter answers, in the form in which it was asked.
+impl ExtenderArgs {
+    /// The names of the candidates.
+    pub(crate) fn names(&self) -> Vec<String> {
+        match (&self.node_names, &self.nodes) {
+            (Some(names), _) => names.clone(),
+            (None, Some(nodes)) => nodes.items.iter().map(ResourceExt::name_any).collect(),
+            (None, None) => vec![],
+        }
+    }
+}
+
+/// The answer of `filter`, with nodes in the form of the request.
 #[derive(Debug, Default, Serialize)]
 #[serde(rename_all = "PascalCase")]
-pub struct FilterResult {
+pub(crate) struct FilterResult {
     /// Nodes that can take the pod, as objects.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub nodes: Option<List<Node>>,
+    pub(crate) nodes: Option<List<Node>>,
     /// Nodes that can take the pod, by name.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub node_names: Option<Vec<String>>,
-    /// The others, with the reason.
-    pub failed_nodes: BTreeMap<String, String>,
-    /// Those that no preemption would help, with the reason.
-    pub failed_and_unresolvable_nodes: BTreeMap<String, String>,
-    /// The pod cannot be judged at all.
-    pub error: String,
+    pub(crate) node_names: Option<Vec<String>>,
+    /// Nodes that preemption may help, with the reason they were refused.
+    pub(crate) failed_nodes: BTreeMap<String, String>,
+    /// Nodes that preemption cannot help, with the reason they were refused.
+    pub(crate) failed_and_unresolvable_nodes: BTreeMap<String, String>,
+    /// Why the pod cannot be scheduled anywhere; else empty.
+    pub(crate) error: String,
 }
 
 impl FilterResult {
     /// Whether no node can take the pod.
-    pub fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.node_names.as_ref().is_none_or(Vec::is_empty)
             && self
                 .nodes
@@ -52,98 +63,87 @@ impl FilterResult {
     }
 }
 
-/// What preempt is asked, where the scheduler is `nodeCacheCapable`: for each node the pods that kube-scheduler would end.
+/// The request of `preempt`: per node, the pods that kube-scheduler would evict.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "PascalCase")]
-pub struct ExtenderPreemptionArgs {
-    /// The pod that needs room.
-    pub pod: Pod,
-    /// Victims by node, by UID.
+pub(crate) struct ExtenderPreemptionArgs {
+    /// The pod that found no node.
+    pub(crate) pod: Pod,
+    /// Victims per node by UID, where the scheduler is `nodeCacheCapable`.
     #[serde(default)]
-    pub node_name_to_meta_victims: Option<BTreeMap<String, MetaVictims>>,
-    /// Victims by node, as objects, where it is not.
+    pub(crate) node_name_to_meta_victims: Option<BTreeMap<String, MetaVictims>>,
+    /// Victims per node as objects, where it is not.
     #[serde(default)]
-    pub node_name_to_victims: Option<BTreeMap<String, Victims>>,
+    pub(crate) node_name_to_victims: Option<BTreeMap<String, Victims>>,
 }
 
-/// Pods that would be ended on a node.
+/// Victims on one node.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "PascalCase")]
-pub struct Victims {
-    /// The pods.
-    pub pods: Vec<Pod>,
+pub(crate) struct Victims {
+    /// The pods to evict.
+    pub(crate) pods: Vec<Pod>,
     /// How many of them a `PodDisruptionBudget` protects.
     #[serde(default, rename = "NumPDBViolations")]
-    pub violations: i64,
+    pub(crate) violations: i64,
 }
 
-/// The same by UID.
+/// Victims on one node, by UID.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase")]
-pub struct MetaVictims {
-    /// The pods.
-    pub pods: Vec<MetaPod>,
+pub(crate) struct MetaVictims {
+    /// The pods to evict.
+    pub(crate) pods: Vec<MetaPod>,
     /// How many of them a `PodDisruptionBudget` protects.
     #[serde(default, rename = "NumPDBViolations")]
-    pub violations: i64,
+    pub(crate) violations: i64,
 }
 
 /// A pod by its UID.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct MetaPod {
-    /// The UID.
+pub(crate) struct MetaPod {
+    /// UID of the pod.
     #[serde(rename = "UID")]
-    pub uid: String,
+    pub(crate) uid: String,
 }
 
-/// What preempt answers: the nodes where ending these pods makes room.
+/// The answer of `preempt`: the nodes where evicting these pods makes the pod fit.
 #[derive(Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "PascalCase")]
-pub struct ExtenderPreemptionResult {
-    /// Victims by node.
-    pub node_name_to_meta_victims: BTreeMap<String, MetaVictims>,
+pub(crate) struct ExtenderPreemptionResult {
+    /// Victims per node, by UID.
+    pub(crate) node_name_to_meta_victims: BTreeMap<String, MetaVictims>,
 }
 
-/// Score of a node, 0 to 10.
+/// The score of a node; `prioritize` answers a list of them.
 #[derive(Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "PascalCase")]
-pub struct HostPriority {
+pub(crate) struct HostPriority {
     /// The node.
-    pub host: String,
-    /// `MaxExtenderPriority` is 10.
-    pub score: i64,
+    pub(crate) host: String,
+    /// 0 to 10 (`MaxExtenderPriority`).
+    pub(crate) score: i64,
 }
 
-/// What bind is asked.
+/// The request of `bind`.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "PascalCase")]
-pub struct ExtenderBindingArgs {
-    /// Name.
-    pub pod_name: String,
-    /// Namespace.
-    pub pod_namespace: String,
-    /// UID.
+pub(crate) struct ExtenderBindingArgs {
+    /// Name of the pod.
+    pub(crate) pod_name: String,
+    /// Namespace of the pod.
+    pub(crate) pod_namespace: String,
+    /// UID of the pod.
     #[serde(rename = "PodUID")]
-    pub pod_uid: String,
+    pub(crate) pod_uid: String,
     /// The node to bind to.
-    pub node: String,
+    pub(crate) node: String,
 }
 
-/// What bind answers.
+/// The answer of `bind`.
 #[derive(Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "PascalCase")]
-pub struct ExtenderBindingResult {
-    /// Empty: bound.
-    pub error: String,
-}
-
-impl ExtenderArgs {
-    /// The names of the candidates.
-    pub fn names(&self) -> Vec<String> {
-        match (&self.node_names, &self.nodes) {
-            (Some(names), _) => names.clone(),
-            (None, Some(nodes)) => nodes.items.iter().map(ResourceExt::name_any).collect(),
-            (None, None) => vec![],
-        }
-    }
+pub(crate) struct ExtenderBindingResult {
+    /// Why the pod was not bound; empty where it was.
+    pub(crate) error: String,
 }

@@ -1,9 +1,8 @@
-//! Filter and Score of the scheduler framework, over the cluster's view. Pure.
+//! Filter and Score of the scheduler framework, over the view of the cluster. Pure.
 
 use std::collections::BTreeSet;
 
 use domain::{config::Config, demand::Demand};
-use k8s_openapi::List;
 use kube::ResourceExt;
 use placement::cluster::{Cluster, NodeChoice};
 
@@ -11,74 +10,84 @@ use crate::protocol::{ExtenderArgs, FilterResult, HostPriority};
 
 /// `MaxExtenderPriority`.
 const BEST: i64 = 10;
-/// Of so many nodes at most the refusals name the pods that are in the way.
-const NAMED: usize = 3;
+/// Number of candidates up to which a refusal names the pods that hold the slices.
+const MAX_NODES_WITH_POD_NAMES: usize = 3;
 
-/// Keeps the nodes on which the pod can be planned now; for the others it tells what is scarce.
-pub fn filter(args: ExtenderArgs, cluster: &Cluster, config: &Config) -> FilterResult {
+/// Keeps the nodes on which the pod can be planned now, and reports what is scarce on the others.
+pub(crate) fn filter(args: ExtenderArgs, cluster: &Cluster, config: &Config) -> FilterResult {
     let mut result = FilterResult::default();
     let names = args.names();
-    // What was set aside for the pod is its own.
-    let uid = args.pod.uid();
-    let own: BTreeSet<&str> = uid.as_deref().into_iter().collect();
-    let keep = match Demand::read(&daemon::pods::request(&args.pod), config) {
+    let keep: BTreeSet<String> = match Demand::read(&daemon::pods::request(&args.pod), config) {
         Err(error) => {
             result.error = error.to_string();
             BTreeSet::new()
         }
         Ok(None) => names.iter().cloned().collect(),
         Ok(Some(demand)) => {
-            let mut keep = BTreeSet::new();
-            for name in &names {
-                match cluster.plan_without(name, &demand, config, &own) {
-                    Ok(_) => {
-                        keep.insert(name.clone());
-                    }
-                    Err(refusal) => {
-                        let failed = if refusal.is_unresolvable() {
-                            &mut result.failed_and_unresolvable_nodes
-                        } else {
-                            &mut result.failed_nodes
-                        };
-                        // Who is in the way differs from node to node: of many nodes one count is better.
-                        let words = if names.len() <= NAMED {
-                            format!("{refusal:#}")
-                        } else {
-                            refusal.to_string()
-                        };
-                        failed.insert(name.clone(), words);
-                    }
-                }
-            }
-            keep
+            let uid = args.pod.uid();
+            plan_each(
+                &names,
+                uid.as_deref(),
+                &demand,
+                cluster,
+                config,
+                &mut result,
+            )
         }
     };
     match args.nodes {
-        Some(nodes) if args.node_names.is_none() => {
-            result.nodes = Some(List {
-                items: nodes
-                    .items
-                    .into_iter()
-                    .filter(|node| keep.contains(&node.name_any()))
-                    .collect(),
-                metadata: nodes.metadata,
-            });
+        Some(mut nodes) if args.node_names.is_none() => {
+            nodes.items.retain(|node| keep.contains(&node.name_any()));
+            result.nodes = Some(nodes);
         }
         _ => {
-            result.node_names = Some(
-                names
-                    .into_iter()
-                    .filter(|name| keep.contains(name))
-                    .collect(),
-            );
+            let kept = names.into_iter().filter(|name| keep.contains(name));
+            result.node_names = Some(kept.collect());
         }
     }
     result
 }
 
+/// The nodes on which the demand can be planned; writes why the others refuse it into `result`.
+fn plan_each(
+    names: &[String],
+    uid: Option<&str>,
+    demand: &Demand,
+    cluster: &Cluster,
+    config: &Config,
+    result: &mut FilterResult,
+) -> BTreeSet<String> {
+    // What is reserved for the pod is its own.
+    let own: BTreeSet<&str> = uid.into_iter().collect();
+    let mut keep = BTreeSet::new();
+    for name in names {
+        let Err(refusal) = cluster.plan_without(name, demand, config, &own) else {
+            keep.insert(name.clone());
+            continue;
+        };
+        let failed = if refusal.is_unresolvable() {
+            &mut result.failed_and_unresolvable_nodes
+        } else {
+            &mut result.failed_nodes
+        };
+        // kube-scheduler counts equal sentences: with the names of pods, no two nodes would have the same.
+        let message = if names.len() <= MAX_NODES_WITH_POD_NAMES {
+            format!("{refusal:#}")
+        } else {
+            refusal.to_string()
+        };
+        failed.insert(name.clone(), message);
+    }
+    keep
+}
+
 /// Scores the candidates by what the cluster can still offer afterwards: the best gets 10, and nodes
 /// that are as good as each other get the same, but for the one that the webhook hinted at.
-pub fn prioritize(args: &ExtenderArgs, cluster: &Cluster, config: &Config) -> Vec<HostPriority> {
+pub(crate) fn prioritize(
+    args: &ExtenderArgs,
+    cluster: &Cluster,
+    config: &Config,
+) -> Vec<HostPriority> {
     let names = args.names();
     let score = |host: String, score| HostPriority { host, score };
     let Ok(Some(demand)) = Demand::read(&daemon::pods::request(&args.pod), config) else {
@@ -112,12 +121,6 @@ pub fn prioritize(args: &ExtenderArgs, cluster: &Cluster, config: &Config) -> Ve
     scores
 }
 
-/// The best node of all for a demand: what the webhook writes as its hint.
-pub fn choose(cluster: &Cluster, demand: &Demand, config: &Config) -> Option<NodeChoice> {
-    let names: Vec<&str> = cluster.nodes().map(|(name, _)| name).collect();
-    cluster.rank(names, demand, config).into_iter().next()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -148,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refused_node_says_what_is_scarce() {
+    fn a_refused_node_names_what_is_scarce() {
         let asked = args(
             &json!({ "nvidia.com/gpu": "1", "nvidia.com/gpumem": "8k" }),
             &json!(null),
@@ -169,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_full_now_can_be_preempted_and_tells_what_would_fit() {
+    fn a_full_node_can_be_preempted_and_names_what_would_fit() {
         let mut cluster = cluster();
         let asked = || {
             args(

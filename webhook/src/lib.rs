@@ -16,7 +16,6 @@ use anyhow::Context;
 use daemon::{
     admin,
     args::{AdminArgs, ConfigArgs, LogArgs},
-    follow::{self, Shared},
     ready::Readiness,
     serve::{self, Body, json, text},
     shutdown,
@@ -25,6 +24,7 @@ use daemon::{
 };
 use domain::config::Config;
 use hyper::{Method, Request, Response, StatusCode, body::Incoming};
+use plugin::{shared_cluster::SharedCluster, watches};
 use prometheus_client::{
     encoding::EncodeLabelSet,
     metrics::{
@@ -129,10 +129,10 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     let readiness = Readiness::default();
     let mut registry = daemon::metrics::registry("webhook");
     let metrics = Metrics::register(&mut registry);
-    let cluster = Shared::default();
+    let cluster = SharedCluster::default();
     cluster.write().set_rule(config.placement.rule());
     let certificate = Certificate::empty();
-    let settings = certs::Settings {
+    let settings = certs::settings::Settings {
         namespace,
         secret,
         service,
@@ -147,21 +147,21 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         "pods",
         until(
             token.clone(),
-            follow::pods(client.clone(), cluster.clone(), pods, |_| {}),
+            watches::pods(client.clone(), cluster.clone(), pods, |_| {}),
         ),
     );
     tasks.spawn(
         "gpunodes",
         until(
             token.clone(),
-            follow::gpu_nodes(client.clone(), cluster.clone(), nodes, |_| {}),
+            watches::gpu_nodes(client.clone(), cluster.clone(), nodes, |_| {}),
         ),
     );
     tasks.spawn("certificate", {
         let certificate = certificate.clone();
         until(
             token.clone(),
-            certs::keep(client, settings, move |chain, key| {
+            certs::rotate::run(client, settings, move |chain, key| {
                 if certificate.set_pem(chain.as_bytes(), key.as_bytes())? {
                     tracing::info!("Serving a new certificate");
                 }
@@ -191,7 +191,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
 
 async fn answer(
     request: Request<Incoming>,
-    cluster: Shared,
+    cluster: SharedCluster,
     config: Arc<Config>,
     metrics: Metrics,
 ) -> Response<Body> {

@@ -78,7 +78,7 @@ pub fn mutate(mut pod: Pod, cluster: &Cluster, config: &Config) -> Result<(Pod, 
     }
     spec.scheduler_name = Some(keys::SCHEDULER.to_owned());
     let by_user = demand.mode.is_some();
-    let choice = plugin::choose(cluster, &demand, config);
+    let choice = plugin::hint::best_node(cluster, &demand, config);
     let annotations = pod.annotations_mut();
     if by_user {
         annotations.insert(keys::VGPU_MODE_BY.to_owned(), "user".to_owned());

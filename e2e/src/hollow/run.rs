@@ -2,7 +2,7 @@
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
-use daemon::follow::{Change, objects};
+use daemon::watches::{self, Change};
 use k8s_openapi::api::{
     coordination::v1::Lease,
     core::v1::{Node as NodeObject, Pod},
@@ -146,7 +146,7 @@ async fn watch_pods(node: Arc<Node>) {
     let (send, mut changes) = mpsc::unbounded_channel();
     let api: Api<Pod> = Api::all(node.client.clone());
     let only = watcher::Config::default().fields(&format!("spec.nodeName={}", node.name));
-    let watch = objects(api, only, None, move |change| {
+    let watch = watches::watch(api, only, None, move |change| {
         let _ = send.send(change);
     });
     let apply = async {
@@ -186,7 +186,7 @@ async fn apply(node: &Arc<Node>, pods: &mut HashMap<String, Tokens>, change: Cha
                 tokens.deleted.cancel();
             }
         }
-        Change::Complete(uids, _) => pods.retain(|uid, tokens| {
+        Change::Complete { uids, .. } => pods.retain(|uid, tokens| {
             let is_known = uids.contains(uid);
             if !is_known {
                 tokens.deleted.cancel();

@@ -1,0 +1,17 @@
+//! Preemption by placement: which pods give way to a pod that found no node.
+//!
+//! kube-scheduler's own preemption (`framework/preemption`) looks for victims with its own filters only,
+//! and asks an extender about the nodes where it found some. Only Tessera knows that GPU memory is
+//! scarce, so kube-scheduler finds no victims and does not ask. It asks where CPU or memory is scarce
+//! too, by the verb `preempt` ([`verb`]). The common case is carried out by the plugin itself: [`run`]
+//! selects victims ([`select`]) and evicts them with the Eviction API ([`evict`]), which respects
+//! disruption budgets.
+//!
+//! Where no pod has a lower priority, one pod that allows it (`nvidia.com/allow-restart`) is restarted
+//! elsewhere, if that alone makes the waiting pod fit ([`relocate`]).
+
+mod evict;
+mod relocate;
+pub(crate) mod run;
+mod select;
+pub(crate) mod verb;
