@@ -120,7 +120,7 @@ pub(crate) async fn annotations_of_tessera_are_written_by_tessera_alone(
         .map(|error| error.to_string())
         .unwrap_or_default();
     ensure!(
-        error.contains("an agent writes the GpuNode of its own node alone"),
+        error.contains("an agent may write only the GpuNode of its own node"),
         "{error}"
     );
     // The scheduler writes one annotation of a node.
@@ -143,7 +143,7 @@ pub(crate) async fn annotations_of_tessera_are_written_by_tessera_alone(
         .map(|error| error.to_string())
         .unwrap_or_default();
     ensure!(
-        error.contains("writes the annotation tessera.dev/freed of a node and nothing else"),
+        error.contains("may change only the annotation tessera.dev/freed of a node"),
         "{error}"
     );
     Ok(())
