@@ -1,7 +1,7 @@
 //! The scheduler plugin of Tessera, served to kube-scheduler as an HTTP extender on loopback.
 //!
 //! ```text
-//! kube-scheduler ──► extender ──► verbs (filter, prioritize), bind, preemption::verb
+//! kube-scheduler ──► server ──► verbs (filter, prioritize), bind, preemption::verb
 //! API server ──► watches ──► shared_cluster (the view) ──► requeue ──► annotation of the node
 //!                                   └──► preemption::run ──► evictions
 //! ```
@@ -15,12 +15,12 @@
 pub mod args;
 mod bind;
 mod context;
-mod extender;
 pub mod hint;
 mod metrics;
 mod preemption;
 mod protocol;
 mod requeue;
+mod server;
 pub mod shared_cluster;
 mod tuning;
 mod unschedulable;
@@ -34,8 +34,8 @@ use domain::rule::Rule;
 use tokio::sync::mpsc;
 
 use crate::{
-    args::Args, context::Context, extender::Extender, metrics::Metrics,
-    shared_cluster::SharedCluster, unschedulable::UnschedulablePods, watches::ClusterChange,
+    args::Args, context::Context, metrics::Metrics, server::Server, shared_cluster::SharedCluster,
+    unschedulable::UnschedulablePods, watches::ClusterChange,
 };
 
 /// Time between two checks for assumed claims whose deadline has passed.
@@ -81,7 +81,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         let readiness = readiness.clone();
         admin::serve(admin_listener, registry.into(), readiness, token.clone())
     });
-    let extender = Arc::new(Extender {
+    let server = Arc::new(Server {
         context,
         unschedulable,
         unplaced: send_unplaced,
@@ -91,8 +91,8 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     tasks.spawn(
         "extender",
         serve::plain(listener, token, move |request| {
-            let extender = extender.clone();
-            async move { extender.answer(request).await }
+            let server = server.clone();
+            async move { server.answer(request).await }
         }),
     );
     tasks.run().await

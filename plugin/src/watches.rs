@@ -161,7 +161,18 @@ mod tests {
     use daemon::ready::Readiness;
     use http::{Request, Response};
     use kube::client::Body;
-    use serde_json::json;
+    use serde_json::{Value, json};
+
+    fn pod(name: &str, node: Option<&str>, phase: &str) -> Value {
+        let claim = match name {
+            "bad" => "junk",
+            _ => r#"{"v":1,"containers":[]}"#,
+        };
+        json!({ "apiVersion": "v1", "kind": "Pod",
+            "metadata": { "name": name, "namespace": "n", "uid": name, "resourceVersion": "2",
+                "annotations": { "tessera.dev/claim": claim } },
+            "spec": { "nodeName": node, "containers": [] }, "status": { "phase": phase } })
+    }
 
     #[tokio::test]
     async fn claims_come_and_go_with_the_pods() {
@@ -174,13 +185,6 @@ mod tests {
             let seen = seen.clone();
             move |change| seen.lock().unwrap().push(format!("{change:?}"))
         }));
-        let claim = r#"{"v":1,"containers":[]}"#;
-        let pod = |name: &str, node: Option<&str>, phase: &str| {
-            json!({ "apiVersion": "v1", "kind": "Pod",
-                "metadata": { "name": name, "namespace": "n", "uid": name, "resourceVersion": "2",
-                    "annotations": { "tessera.dev/claim": if name == "bad" { "junk" } else { claim } } },
-                "spec": { "nodeName": node, "containers": [] }, "status": { "phase": phase } })
-        };
         let (request, reply) = server.next_request().await.unwrap();
         assert_eq!(request.uri().path(), "/api/v1/pods");
         assert!(

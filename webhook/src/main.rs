@@ -1,9 +1,9 @@
-//! The mutating admission webhook as a process.
+//! The webhook's process.
 
 use clap::Parser;
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
     daemon::install_crypto();
-    webhook::run(webhook::Args::parse()).await
+    webhook::run(webhook::args::Args::parse()).await
 }

@@ -1,96 +1,70 @@
-//! What becomes of a pod at admission. Pure.
+//! How admission changes a pod. Pure.
 
 use std::collections::BTreeMap;
 
 use daemon::pods;
-use domain::{config::Config, demand::Demand, keys};
+use domain::{config::Config, demand::Demand, keys, mode::ChosenBy};
 use k8s_openapi::{
-    api::core::v1::{Container, EnvVar, Pod, PodSpec},
+    api::core::v1::{Container, Pod, PodSpec},
     apimachinery::pkg::api::resource::Quantity,
 };
 use kube::ResourceExt;
 use placement::cluster::Cluster;
 
-/// The variable by which NVIDIA's container runtime is asked for devices past any scheduler.
-const VISIBLE_DEVICES: &str = "NVIDIA_VISIBLE_DEVICES";
-/// Its value for "none": the runtime does nothing (NVIDIA Container Toolkit, "Environment variables").
-const VOID: &str = "void";
-/// Name that the API server fills in where the user names no scheduler.
+use crate::{
+    denial::{Denial, check_annotations, check_bypasses},
+    visible_devices::{asks_for_devices, hide_devices, warning},
+};
+
+/// Name that the API server fills in where the pod's author names no scheduler.
 const DEFAULT_SCHEDULER: &str = "default-scheduler";
 
-/// Warnings for the pod's author, shown by kubectl.
-pub type Warnings = Vec<String>;
+/// Warnings for the pod's author, printed by kubectl.
+pub(crate) type Warnings = Vec<String>;
 
-/// Makes a pod ours: scheduler, mode, node hint, device counts, no devices but those that are claimed.
+/// Prepares a GPU pod for Tessera: scheduler, mode and node (a hint), device counts, and no devices but the claimed ones.
 ///
-/// The answer reserves nothing, so a dry run is the same. A pod that asks for none of the resources
-/// only loses a `NVIDIA_VISIBLE_DEVICES` of its own.
-///
-/// # Errors
-/// One sentence for the pod's author: what, where, how to write it right.
-pub fn mutate(mut pod: Pod, cluster: &Cluster, config: &Config) -> Result<(Pod, Warnings), String> {
-    if let Some(key) = pod
-        .annotations()
-        .keys()
-        .find(|key| key.starts_with(keys::TESSERA_PREFIX))
-    {
-        return Err(format!(
-            "annotation {key} is written by Tessera alone; remove it"
-        ));
-    }
-    let demand =
-        Demand::read(&pods::request(&pod), config).map_err(|refusal| refusal.to_string())?;
+/// It reserves nothing, so a dry run gives the same answer. A pod without GPU resources only loses its
+/// own `NVIDIA_VISIBLE_DEVICES`.
+pub(crate) fn mutate(
+    mut pod: Pod,
+    cluster: &Cluster,
+    config: &Config,
+) -> Result<(Pod, Warnings), Denial> {
+    check_annotations(&pod)?;
+    let demand = Demand::read(&pods::request(&pod), config)?;
     let mut warnings = Warnings::new();
     let spec = pod.spec.get_or_insert_default();
     let Some(demand) = demand else {
         for container in containers(spec) {
-            if asks_past_us(container) {
-                warnings.push(overridden(container));
+            if asks_for_devices(container) {
+                warnings.push(warning(container));
                 hide_devices(container);
             }
         }
         return Ok((pod, warnings));
     };
-    refuse_bypasses(spec)?;
+    check_bypasses(spec)?;
     for container in containers(spec) {
-        if asks_past_us(container) {
-            warnings.push(overridden(container));
+        if asks_for_devices(container) {
+            warnings.push(warning(container));
         }
+        // In every container of a GPU pod: the image may set the variable, too.
         hide_devices(container);
-        let asked = demand
-            .containers
-            .iter()
-            .find(|asked| asked.name == container.name);
-        if let Some(asked) = asked {
+        let mut asked = demand.containers.iter();
+        if let Some(asked) = asked.find(|asked| asked.name == container.name) {
             fill_in_limits(container, asked.count, config);
         }
     }
-    if let Some(other) = spec
-        .scheduler_name
-        .as_deref()
-        .filter(|name| !["", DEFAULT_SCHEDULER, keys::SCHEDULER].contains(name))
-    {
+    if let Some(other) = other_scheduler(spec) {
         warnings.push(format!(
-            "schedulerName {other:?} is not {}: the containers wait until that scheduler gives the pod a Tessera claim",
+            "schedulerName {other:?} is not {}: the containers do not start until that scheduler binds the pod with a Tessera claim",
             keys::SCHEDULER
         ));
         return Ok((pod, warnings));
     }
     spec.scheduler_name = Some(keys::SCHEDULER.to_owned());
-    let by_user = demand.mode.is_some();
-    let choice = plugin::hint::best_node(cluster, &demand, config);
-    let annotations = pod.annotations_mut();
-    if by_user {
-        annotations.insert(keys::VGPU_MODE_BY.to_owned(), "user".to_owned());
-    }
-    // Nothing fits now: the pod waits, and its binding brings the mode.
-    if let Some(choice) = choice {
-        annotations.insert(keys::NODE.to_owned(), choice.node);
-        if !by_user {
-            annotations.insert(keys::VGPU_MODE.to_owned(), choice.plan.mode.to_string());
-            annotations.insert(keys::VGPU_MODE_BY.to_owned(), "tessera".to_owned());
-        }
-    }
+    write_hint(&mut pod, &demand, cluster, config);
     Ok((pod, warnings))
 }
 
@@ -99,55 +73,14 @@ fn containers(spec: &mut PodSpec) -> impl Iterator<Item = &mut Container> {
     inits.chain(&mut spec.containers)
 }
 
-/// What no claim could keep to its own devices.
-fn refuse_bypasses(spec: &mut PodSpec) -> Result<(), String> {
-    if let Some(node) = spec.node_name.as_deref().filter(|name| !name.is_empty()) {
-        return Err(format!(
-            "spec.nodeName {node:?} passes by the scheduler, so the pod would get no GPU; \
-             write nodeSelector kubernetes.io/hostname: {node} instead"
-        ));
-    }
-    let privileged = |container: &Container| {
-        let context = container.security_context.as_ref();
-        context.and_then(|context| context.privileged) == Some(true)
-    };
-    match containers(spec).find(|container| privileged(container)) {
-        Some(container) => Err(format!(
-            "container {:?} is privileged and would see every GPU of its node; \
-             remove securityContext.privileged, or the GPU resources from the pod",
-            container.name
-        )),
-        None => Ok(()),
-    }
+/// A scheduler that the pod's author chose instead of Tessera's.
+fn other_scheduler(spec: &PodSpec) -> Option<&str> {
+    let name = spec.scheduler_name.as_deref()?;
+    (!["", DEFAULT_SCHEDULER, keys::SCHEDULER].contains(&name)).then_some(name)
 }
 
-/// Whether the container asks NVIDIA's runtime for devices by itself.
-fn asks_past_us(container: &Container) -> bool {
-    container.env.iter().flatten().any(|variable| {
-        variable.name == VISIBLE_DEVICES
-            && !(variable.value_from.is_none()
-                && matches!(variable.value.as_deref(), None | Some("" | "none" | VOID)))
-    })
-}
-
-fn overridden(container: &Container) -> String {
-    format!(
-        "container {:?}: {VISIBLE_DEVICES} is set to {VOID:?}: a container sees the devices of its limits alone",
-        container.name
-    )
-}
-
-fn hide_devices(container: &mut Container) {
-    let env = container.env.get_or_insert_default();
-    env.retain(|variable| variable.name != VISIBLE_DEVICES);
-    env.push(EnvVar {
-        name: VISIBLE_DEVICES.to_owned(),
-        value: Some(VOID.to_owned()),
-        value_from: None,
-    });
-}
-
-/// Limits for what is only requested, and the count where only memory or compute is asked for: kubelet counts it.
+/// Completes limits: what is only requested, and the count where only memory or compute is asked for, since kubelet
+/// allocates by the count.
 fn fill_in_limits(container: &mut Container, count: u32, config: &Config) {
     let resources = container.resources.get_or_insert_default();
     let requests: BTreeMap<_, _> = resources
@@ -164,6 +97,24 @@ fn fill_in_limits(container: &mut Container, count: u32, config: &Config) {
     limits
         .entry(config.resource_count_name.clone())
         .or_insert_with(|| Quantity(count.to_string()));
+}
+
+/// Writes the node and the mode that the plugin would choose now, and who chose the mode.
+fn write_hint(pod: &mut Pod, demand: &Demand, cluster: &Cluster, config: &Config) {
+    let choice = plugin::hint::best_node(cluster, demand, config);
+    let annotations = pod.annotations_mut();
+    let mut write = |key: &str, value: String| annotations.insert(key.to_owned(), value);
+    if demand.mode.is_some() {
+        write(keys::VGPU_MODE_BY, ChosenBy::User.to_string());
+    }
+    // Where nothing fits now, the pod waits, and its binding writes the mode.
+    if let Some(choice) = choice {
+        write(keys::NODE, choice.node);
+        if demand.mode.is_none() {
+            write(keys::VGPU_MODE, choice.plan.mode.to_string());
+            write(keys::VGPU_MODE_BY, ChosenBy::Tessera.to_string());
+        }
+    }
 }
 
 #[cfg(test)]
@@ -193,8 +144,9 @@ mod tests {
         (serde_json::to_value(pod).unwrap(), warnings)
     }
 
-    fn refused(limits: &Value, more: &Value) -> String {
-        mutate(pod(limits, more), &cluster(), &Config::default()).unwrap_err()
+    fn denied(limits: &Value, more: &Value) -> String {
+        let result = mutate(pod(limits, more), &cluster(), &Config::default());
+        result.unwrap_err().to_string()
     }
 
     const GPU: &str = "nvidia.com/gpu";
@@ -275,7 +227,7 @@ mod tests {
         assert_eq!(
             warnings,
             [
-                "container \"c\": NVIDIA_VISIBLE_DEVICES is set to \"void\": a container sees the devices of its limits alone"
+                "container \"c\": NVIDIA_VISIBLE_DEVICES was set to \"void\": a container only sees the devices in its limits"
             ]
         );
     }
@@ -318,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn refusals_say_what_to_write() {
+    fn denials_say_what_to_write() {
         let gpu = json!({ GPU: "1" });
         let noted =
             |key: &str, value: &str| json!({ "metadata": { "annotations": { key: value } } });
@@ -341,20 +293,20 @@ mod tests {
             (
                 gpu.clone(),
                 noted("tessera.dev/claim", "{}"),
-                "annotation tessera.dev/claim is written by Tessera alone; remove it",
+                "annotation tessera.dev/claim is reserved for Tessera; remove it",
             ),
             (
                 gpu.clone(),
                 json!({ "spec": { "nodeName": "n7" } }),
-                "spec.nodeName \"n7\" passes by the scheduler, so the pod would get no GPU; write nodeSelector kubernetes.io/hostname: n7 instead",
+                "spec.nodeName \"n7\" bypasses the scheduler, so the pod would get no GPU; use nodeSelector kubernetes.io/hostname: n7 instead",
             ),
             (
                 gpu,
                 json!({ "spec": { "initContainers": [{ "name": "i", "securityContext": { "privileged": true } }] } }),
-                "container \"i\" is privileged and would see every GPU of its node; remove securityContext.privileged, or the GPU resources from the pod",
+                "container \"i\" is privileged and would see every GPU of its node; remove securityContext.privileged or the pod's GPU resources",
             ),
         ] {
-            assert_eq!(refused(&limits, &more), sentence);
+            assert_eq!(denied(&limits, &more), sentence);
         }
     }
 }

@@ -6,50 +6,50 @@ use kube::core::{
     DynamicObject,
     admission::{
         AdmissionRequest, AdmissionResponse, AdmissionReview, ConvertAdmissionReviewError,
-        Operation,
+        Operation, SerializePatchError,
     },
 };
 use placement::cluster::Cluster;
-use prometheus_client::encoding::EncodeLabelValue;
 
-use crate::mutate::mutate;
+use crate::{metrics::Outcome, mutate::mutate};
 
-/// What became of a request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
-#[allow(non_camel_case_types, reason = "the value of a label")]
-pub enum Outcome {
-    /// Admitted with a patch.
-    changed,
-    /// Admitted as it is.
-    unchanged,
-    /// Refused with a sentence for the pod's author.
-    refused,
-    /// Not an `AdmissionReview` of a pod.
-    invalid,
+/// A body that is no review of a pod.
+#[derive(Debug, thiserror::Error)]
+enum InvalidReview {
+    #[error(transparent)]
+    Json(#[from] serde_json::Error),
+    #[error(transparent)]
+    NoRequest(#[from] ConvertAdmissionReviewError),
+}
+
+/// A patch that cannot be written.
+#[derive(Debug, thiserror::Error)]
+enum PatchError {
+    #[error(transparent)]
+    Pod(#[from] serde_json::Error),
+    #[error(transparent)]
+    Patch(#[from] SerializePatchError),
 }
 
 /// Answers the body of a request.
-pub fn review(
+pub(crate) fn review(
     body: &[u8],
     cluster: &Cluster,
     config: &Config,
 ) -> (AdmissionReview<DynamicObject>, Outcome) {
-    let request: Result<AdmissionRequest<Pod>, String> =
-        serde_json::from_slice::<AdmissionReview<Pod>>(body)
-            .map_err(|error| error.to_string())
-            .and_then(|review| {
-                review
-                    .try_into()
-                    .map_err(|error: ConvertAdmissionReviewError| error.to_string())
-            });
-    let (response, outcome) = match request {
+    let (response, outcome) = match parse(body) {
         Ok(request) => admit(&request, cluster, config),
-        Err(reason) => (
-            AdmissionResponse::invalid(format!("not a review of a pod: {reason}")),
+        Err(error) => (
+            AdmissionResponse::invalid(format!("not a review of a pod: {error}")),
             Outcome::invalid,
         ),
     };
     (response.into_review(), outcome)
+}
+
+fn parse(body: &[u8]) -> Result<AdmissionRequest<Pod>, InvalidReview> {
+    let review: AdmissionReview<Pod> = serde_json::from_slice(body)?;
+    Ok(review.try_into()?)
 }
 
 fn admit(
@@ -63,28 +63,29 @@ fn admit(
     };
     let (mutated, warnings) = match mutate(pod.clone(), cluster, config) {
         Ok(result) => result,
-        Err(refusal) => return (response.deny(refusal), Outcome::refused),
+        Err(denial) => return (response.deny(denial.to_string()), Outcome::refused),
     };
     response.warnings = (!warnings.is_empty()).then_some(warnings);
     if mutated == *pod {
         return (response, Outcome::unchanged);
     }
-    let patch = serde_json::to_value(pod).and_then(|before| {
-        let after = serde_json::to_value(&mutated)?;
-        Ok(json_patch::diff(&before, &after))
-    });
-    let patched = patch.map_err(|error| error.to_string()).and_then(|patch| {
-        response
-            .with_patch(patch)
-            .map_err(|error| error.to_string())
-    });
-    match patched {
+    match patch(response, pod, &mutated) {
         Ok(response) => (response, Outcome::changed),
-        Err(words) => (
-            AdmissionResponse::from(request).deny(format!("the pod is no JSON: {words}")),
+        Err(error) => (
+            AdmissionResponse::from(request).deny(format!("cannot patch the pod: {error}")),
             Outcome::invalid,
         ),
     }
+}
+
+/// Adds the difference of the pods: fields that this build does not know stay as they are.
+fn patch(
+    response: AdmissionResponse,
+    before: &Pod,
+    after: &Pod,
+) -> Result<AdmissionResponse, PatchError> {
+    let (before, after) = (serde_json::to_value(before)?, serde_json::to_value(after)?);
+    Ok(response.with_patch(json_patch::diff(&before, &after))?)
 }
 
 #[cfg(test)]
@@ -142,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_is_one_sentence() {
+    fn a_denial_is_one_sentence() {
         let mut pod = seed();
         pod["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/gpumem"] = json!("8Gi");
         let (answer, outcome) = review(&ask("CREATE", &pod), &cluster(), &Config::default());

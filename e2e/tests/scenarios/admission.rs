@@ -82,7 +82,7 @@ pub(crate) async fn annotations_of_tessera_are_written_by_tessera_alone(
             .err()
             .map(|e| e.to_string())
             .unwrap_or_default();
-        let sentence = "annotation tessera.dev/claim is written by Tessera alone; remove it";
+        let sentence = "annotation tessera.dev/claim is reserved for Tessera; remove it";
         ensure!(error.contains(sentence), "{error}");
     }
     world
@@ -101,7 +101,7 @@ pub(crate) async fn annotations_of_tessera_are_written_by_tessera_alone(
         .err()
         .map(|e| e.to_string())
         .unwrap_or_default();
-    ensure!(error.contains("are written by Tessera alone"), "{error}");
+    ensure!(error.contains("are reserved for Tessera"), "{error}");
     cluster
         .kubectl(&["annotate", "pod", "honest", "note=mine"])
         .await?;

@@ -27,7 +27,7 @@ use crate::{
 const BODY_LIMIT: usize = 16 << 20;
 
 /// Answers kube-scheduler.
-pub(crate) struct Extender {
+pub(crate) struct Server {
     pub(crate) context: Context,
     /// Where pods that find no node are remembered.
     pub(crate) unschedulable: UnschedulablePods,
@@ -37,7 +37,7 @@ pub(crate) struct Extender {
     pub(crate) readiness: Readiness,
 }
 
-impl Extender {
+impl Server {
     /// Answers one request.
     pub(crate) async fn answer(&self, request: Request<Incoming>) -> Response<Body> {
         let Some(verb) = verb(&request) else {
