@@ -415,10 +415,7 @@ impl Fate {
                     profile: slot.map_or_else(|| "share".to_owned(), |slot| slot.profile.clone()),
                     start: slot.map(|slot| slot.start),
                     size: slot.map(|slot| slot.size),
-                    memory_mib: match device {
-                        ClaimedDevice::Mig(slot) => slot.mem,
-                        ClaimedDevice::HamiCore(share) => share.mem,
-                    },
+                    memory_mib: device.memory_mib(),
                 }
             })
             .collect();

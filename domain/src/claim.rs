@@ -169,10 +169,8 @@ impl Claim {
                 .flat_map(|container| &container.devices)
                 .filter_map(ClaimedDevice::share)
                 .filter(|share| share.gpu == gpu)
-                .fold(ShareUse::default(), |sum, share| ShareUse {
-                    count: sum.count + 1,
-                    mem: sum.mem + share.mem,
-                    cores: sum.cores + share.cores,
+                .fold(ShareUse::default(), |sum, share| {
+                    sum.plus(ShareUse::of(share))
                 })
         };
         let of = |kind| used(&mut self.containers.iter().filter(move |c| c.kind == kind));
@@ -190,6 +188,25 @@ impl Claim {
 }
 
 impl ShareUse {
+    /// What one share takes.
+    pub fn of(share: &Share) -> Self {
+        Self {
+            count: 1,
+            mem: share.mem,
+            cores: share.cores,
+        }
+    }
+
+    /// This without the other, which is part of it.
+    #[must_use]
+    pub fn minus(self, other: Self) -> Self {
+        Self {
+            count: self.count - other.count,
+            mem: self.mem - other.mem,
+            cores: self.cores - other.cores,
+        }
+    }
+
     /// Both together.
     #[must_use]
     pub fn plus(self, other: Self) -> Self {
@@ -225,6 +242,14 @@ impl ClaimedDevice {
         match self {
             Self::Mig(slot) => &slot.gpu,
             Self::HamiCore(share) => &share.gpu,
+        }
+    }
+
+    /// Its memory, MiB.
+    pub fn memory_mib(&self) -> u64 {
+        match self {
+            Self::Mig(slot) => slot.mem,
+            Self::HamiCore(share) => share.mem,
         }
     }
 

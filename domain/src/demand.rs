@@ -57,6 +57,17 @@ pub enum Memory {
     Percent(u32),
 }
 
+impl Memory {
+    /// The MiB that are asked for of a GPU that has so many.
+    pub fn mib_of(self, gpu_mib: u64) -> u64 {
+        match self {
+            Self::Whole => gpu_mib,
+            Self::Mib(mib) => mib,
+            Self::Percent(percent) => (gpu_mib * u64::from(percent)).div_ceil(100),
+        }
+    }
+}
+
 /// What one container asks for; containers without GPU have none.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ContainerDemand {

@@ -52,7 +52,7 @@ pub struct Needs {
     /// Where they may start.
     pub starts: Vec<u8>,
     /// The fewest that stand on one such place, in words: `namespace/name` of pods; empty where no agent has told yet.
-    pub holders: Vec<String>,
+    pub blockers: Vec<String>,
 }
 
 impl Refusal {
@@ -102,8 +102,8 @@ impl fmt::Display for Refusal {
                     let starts: Vec<String> = needs.starts.iter().map(u8::to_string).collect();
                     let (slices, starts) = (needs.slices, starts.join(" or "));
                     write!(f, ", which needs {slices} slices at {starts}")?;
-                    if f.alternate() && !needs.holders.is_empty() {
-                        write!(f, ", held by {}", needs.holders.join(", "))?;
+                    if f.alternate() && !needs.blockers.is_empty() {
+                        write!(f, ", held by {}", needs.blockers.join(", "))?;
                     }
                 } else {
                     write!(f, "no free GPU memory for {wanted}")?;

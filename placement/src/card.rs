@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use crate::potential::Potential;
 use domain::{
-    claim::ShareUse,
+    claim::{ClaimedDevice, ShareUse},
     gpu::{Gpu, Model, Offer},
     slices::Slices,
 };
@@ -56,11 +56,29 @@ impl<'a> Card<'a> {
         }
     }
 
-    /// Gives up the placement held last by [`hold`](Self::hold).
-    pub(crate) fn undo(&mut self, slices: Slices) {
-        if let Some(at) = self.held.iter().rposition(|held| *held == slices) {
-            self.held.remove(at);
-            self.profiles.remove(at);
+    /// Holds a device.
+    pub fn take(&mut self, device: &ClaimedDevice) {
+        match device {
+            ClaimedDevice::Mig(slot) => self.hold(slot.slices(), slot.profile.clone()),
+            ClaimedDevice::HamiCore(share) => {
+                self.used_shares = self.used_shares.plus(ShareUse::of(share));
+            }
+        }
+    }
+
+    /// Gives back the device that was taken last.
+    pub(crate) fn give_back(&mut self, device: &ClaimedDevice) {
+        match device {
+            ClaimedDevice::Mig(slot) => {
+                let slices = slot.slices();
+                if let Some(at) = self.held.iter().rposition(|held| *held == slices) {
+                    self.held.remove(at);
+                    self.profiles.remove(at);
+                }
+            }
+            ClaimedDevice::HamiCore(share) => {
+                self.used_shares = self.used_shares.minus(ShareUse::of(share));
+            }
         }
     }
 

@@ -9,7 +9,8 @@ use domain::{
 };
 
 use crate::{
-    cluster::{Cluster, NodeChoice, PodUid},
+    cluster::{Cluster, PodUid},
+    ranking::NodeChoice,
     subsets::{MAX_PLANS, MAX_SET_SIZE, subsets},
 };
 
@@ -102,10 +103,7 @@ fn demand_of(claim: &Claim) -> Demand {
         .containers
         .iter()
         .map(|container| {
-            let mib = container.devices.iter().map(|device| match device {
-                ClaimedDevice::Mig(slot) => slot.mem,
-                ClaimedDevice::HamiCore(share) => share.mem,
-            });
+            let mib = container.devices.iter().map(ClaimedDevice::memory_mib);
             let cores = container.devices.iter().filter_map(|device| device.share());
             ContainerDemand {
                 name: container.name.clone(),

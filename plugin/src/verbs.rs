@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use domain::{config::Config, demand::Demand};
 use kube::ResourceExt;
-use placement::cluster::{Cluster, NodeChoice};
+use placement::{cluster::Cluster, ranking::NodeChoice};
 
 use crate::protocol::{ExtenderArgs, FilterResult, HostPriority};
 
@@ -96,20 +96,13 @@ pub(crate) fn prioritize(
     let uid = args.pod.uid();
     let own: BTreeSet<&str> = uid.as_deref().into_iter().collect();
     let ranked = cluster.rank_without(names.iter().map(String::as_str), &demand, config, &own);
-    let hinted = |choice: &NodeChoice| demand.hint.as_deref() == Some(&choice.node);
+    let preference = |choice: &NodeChoice| choice.plan.preference(&choice.node, &demand);
     let mut scores = Vec::with_capacity(names.len());
     let mut current = BEST;
     for (at, choice) in ranked.iter().enumerate() {
-        if let Some(before) = at.checked_sub(1).map(|at| &ranked[at]) {
-            let (a, b) = (&before.plan, &choice.plan);
-            let differs = a.suitability != b.suitability
-                || (a.loss - b.loss).abs() > f64::EPSILON
-                || a.larger != b.larger
-                || (demand.node_policy.is_some() && (a.used - b.used).abs() > f64::EPSILON)
-                || hinted(before) != hinted(choice);
-            if differs && current > 1 {
-                current -= 1;
-            }
+        let before = at.checked_sub(1).map(|at| &ranked[at]);
+        if before.is_some_and(|before| preference(before) != preference(choice)) && current > 1 {
+            current -= 1;
         }
         scores.push(score(choice.node.clone(), current));
     }
@@ -240,5 +233,25 @@ mod tests {
             scores("1k"),
             [host("soft", 10), host("mig", 9), host("cpu", 0)]
         );
+    }
+
+    #[test]
+    fn a_node_that_must_change_its_mode_is_worse_than_one_that_need_not() {
+        let mut cluster = Cluster::default();
+        for (name, mode) in [("soft", VgpuMode::HamiCore), ("mig", VgpuMode::Mig)] {
+            let mut node = fixtures::node(name, &fixtures::a100_80gb(), 1, mode);
+            node.gpus[0].auto_mode = true;
+            cluster.apply_node(name, node);
+        }
+        let asked = args(
+            &json!({ "nvidia.com/gpu": "1", "nvidia.com/gpumem": "40k" }),
+            &json!({ "nvidia.com/vgpu-mode": "mig" }),
+        );
+        let scores = prioritize(&asked, &cluster, &Config::default());
+        let scores: Vec<_> = scores
+            .iter()
+            .map(|score| (score.host.as_str(), score.score))
+            .collect();
+        assert_eq!(scores, [("mig", 10), ("soft", 9), ("cpu", 0)]);
     }
 }
