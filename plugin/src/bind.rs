@@ -16,7 +16,7 @@ use kube::{
     api::{ObjectMeta, PostParams},
     core::Status,
 };
-use placement::plan::Plan;
+use placement::plan::outcome::Plan;
 
 use crate::{context::Context, protocol::ExtenderBindingArgs};
 
