@@ -62,9 +62,6 @@ pub(super) const JUMPS: [&str; 6] = ["+2h", "-90m", "+20h", "-20h", "+11m", "-3h
 
 /// Calls that remove instances.
 const DESTROY: [&str; 2] = ["nvmlComputeInstanceDestroy", "nvmlGpuInstanceDestroy"];
-/// Fewer than make an agent call an instance quarantined: that is the storm's.
-pub(super) const FEW: std::ops::RangeInclusive<u64> = 1..=5;
-
 /// How often each of the two calls fails in a storm: together 20 to 60 times.
 pub(super) const STORM: std::ops::RangeInclusive<u64> = 10..=30;
 

@@ -39,8 +39,11 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use self::{
-    check::{Checker, Container, Instance, Look, Place, QUARANTINE, UNACCOUNTED, Violation},
-    disturb::{DISTURBANCES, Disturbance, FEW, Frozen, JUMPS, STORM},
+    check::{
+        Checker, Container, FEW_FAILURES, IDLE_TTL, Instance, Look, Place, Violation,
+        quarantine_interval, unclaimed_limit,
+    },
+    disturb::{DISTURBANCES, Disturbance, Frozen, JUMPS, STORM},
 };
 
 /// Pods that are there at a time, at most.
@@ -90,7 +93,7 @@ struct Chaos {
 
 pub(crate) async fn run(dir: &Path, duration: Duration, seed: u64) -> anyhow::Result<()> {
     let options = Options {
-        idle_ttl: Some(2),
+        idle_ttl: u32::try_from(IDLE_TTL.as_secs()).ok(),
         movable_clock: true,
     };
     let tessera = Tessera::up(dir, options, |step| println!("{step}")).await?;
@@ -354,8 +357,8 @@ impl Chaos {
                 Ok(())
             }
             Disturbance::DestroyInUse => {
-                let times = self.random.random_range(FEW);
-                disturb::order(&gpus, disturb::destroy_in_use(times)).await
+                let times = self.random.random_range(FEW_FAILURES);
+                disturb::order(&gpus, disturb::destroy_in_use(times.into())).await
             }
             Disturbance::DestroyStorm => self.storm().await,
             Disturbance::CreateFails => {
@@ -659,7 +662,7 @@ impl Chaos {
         pods.delete_collection(&DeleteParams::default(), &everything)
             .await?;
         let mut left = String::new();
-        let clean = until("an end", QUARANTINE + UNACCOUNTED, async || {
+        let clean = until("an end", quarantine_interval() + unclaimed_limit(), async || {
             let pods = pods.list(&everything).await.ok()?.items.len();
             let truth = self.truth().ok()?;
             let published = self.published().await.ok()?;

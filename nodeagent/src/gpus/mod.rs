@@ -3,3 +3,4 @@
 pub mod claims;
 pub mod health;
 pub mod instances;
+pub mod retry;

@@ -9,14 +9,15 @@ use super::{
     thread::{Thread, millis},
 };
 use crate::{
-    gpus::instances::{Failure, Held, Millis, QUARANTINE_AFTER, Step, Tenure, Trouble},
+    gpus::{
+        instances::{Failure, Held, Millis, QUARANTINE_AFTER, Step, Tenure, Trouble},
+        retry::{check_interval, destroy_interval},
+    },
     materialise::journal::Bound,
     materialise::proc,
     nvml::{Cards, Code, LiveInstance, NvmlError},
 };
 
-/// How long after the first look at an instance that processes may be on, doubled up to 16 s, milliseconds.
-const LOOK_AGAIN: Millis = 1_000;
 /// How long after a change of mode that failed, milliseconds.
 const MODE_AGAIN: Millis = 10_000;
 /// How long after a reset of a card that was ill and still is, or cannot be reset, milliseconds.
@@ -67,7 +68,7 @@ impl Thread {
         else {
             return;
         };
-        *look_at = now + (LOOK_AGAIN << (*looks).min(4));
+        *look_at = now + check_interval(*looks);
         *looks += 1;
         let (live, last) = (held.live.clone(), last.clone());
         let runs = match cards.processes(gpu, &live) {
@@ -290,7 +291,7 @@ impl Thread {
                 if let Some(held) = self.state.held(gpu, id) {
                     held.tenure = Tenure::Stuck {
                         failures,
-                        retry_at: now + backoff(failures),
+                        retry_at: now + destroy_interval(failures),
                         reason: words.clone(),
                     };
                 }
@@ -434,13 +435,4 @@ fn is_stale(error: &NvmlError) -> bool {
         error.code(),
         Some(Code::NOT_FOUND | Code::INVALID_ARGUMENT | Code::NOT_SUPPORTED)
     )
-}
-
-/// 0.1 s, doubled with each failure up to 5 s, and 30 s once it is quarantined.
-fn backoff(failures: u32) -> Millis {
-    if failures >= QUARANTINE_AFTER {
-        30_000
-    } else {
-        (100 << failures.min(6)).min(5_000)
-    }
 }
