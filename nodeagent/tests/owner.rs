@@ -19,8 +19,8 @@ use domain::{
     mode::{NodeMode, VgpuMode},
 };
 use nodeagent::{
-    gpus::instances::{CardState, Wanted},
-    materialise::{Happening, Inventory, Owner, Settings},
+    gpus::{event::AgentEvent, inventory::Inventory, modes::WantedModes, state::GpuState},
+    materialise::{settings::Settings, thread::NvmlThread},
     metrics::Metrics,
 };
 use nvml_sim::{
@@ -62,8 +62,8 @@ struct World {
 
 /// An agent's owner thread, and what it told.
 struct Agent {
-    owner: Owner,
-    told: Arc<Mutex<Vec<Happening>>>,
+    nvml: NvmlThread,
+    told: Arc<Mutex<Vec<AgentEvent>>>,
 }
 
 impl World {
@@ -90,9 +90,9 @@ impl World {
             idle_ttl: Duration::ZERO,
             idle_limit: 8,
             filter: FilterDevices::default(),
-            ignored: "".parse().unwrap(),
+            ignored_faults: "".parse().unwrap(),
             // In the place of nvidia-smi: this test's own executable, once more.
-            reset: ["env", "RESET_GPU={uuid}", own.to_str().unwrap()]
+            reset_command: ["env", "RESET_GPU={uuid}", own.to_str().unwrap()]
                 .into_iter()
                 .chain(["--exact", "reset_command", "--nocapture"])
                 .map(str::to_owned)
@@ -167,12 +167,12 @@ impl Agent {
     fn start(settings: Settings, mode: NodeMode) -> Self {
         let (tell, mut happenings) = tokio::sync::mpsc::channel(256);
         let metrics = Metrics::register(&mut Registry::default());
-        let owner = Owner::start(settings, metrics, tell).unwrap();
-        owner.want(Wanted {
+        let nvml = NvmlThread::start(settings, metrics, tell).unwrap();
+        nvml.set_wanted_modes(WantedModes {
             node: Some(mode),
             devices: vec![],
         });
-        owner.claimed(pods([]));
+        nvml.set_pods(pods([]));
         let told = Arc::new(Mutex::new(vec![]));
         let kept = told.clone();
         tokio::spawn(async move {
@@ -180,12 +180,12 @@ impl Agent {
                 kept.lock().unwrap().push(happening);
             }
         });
-        Self { owner, told }
+        Self { nvml, told }
     }
 
     /// Waits for a state of the inventory.
     async fn until(&self, what: &str, is: impl Fn(&Inventory) -> bool) -> Arc<Inventory> {
-        let mut inventory = self.owner.inventory();
+        let mut inventory = self.nvml.inventory();
         let reached = inventory.wait_for(|inventory| is(inventory));
         match tokio::time::timeout(PATIENCE, reached).await {
             Ok(Ok(inventory)) => inventory.clone(),
@@ -193,9 +193,9 @@ impl Agent {
         }
     }
 
-    async fn until_card(&self, what: &str, gpu: &str, is: impl Fn(&CardState) -> bool) {
+    async fn until_card(&self, what: &str, gpu: &str, is: impl Fn(&GpuState) -> bool) {
         self.until(what, |inventory| {
-            inventory.instances.cards.get(gpu).is_some_and(&is)
+            inventory.state.gpus.get(gpu).is_some_and(|gpu| is(gpu))
         })
         .await;
     }
@@ -219,12 +219,12 @@ impl Agent {
         }
     }
 
-    async fn until_told(&self, reason: &str) -> Happening {
+    async fn until_told(&self, reason: &str) -> AgentEvent {
         self.until_told_that(reason, |told| told.reason == reason)
             .await
     }
 
-    async fn until_told_that(&self, what: &str, is: impl Fn(&Happening) -> bool) -> Happening {
+    async fn until_told_that(&self, what: &str, is: impl Fn(&AgentEvent) -> bool) -> AgentEvent {
         for _ in 0..PATIENCE.as_millis() / 50 {
             if let Some(known) = self.told().into_iter().find(&is) {
                 return known;
@@ -234,14 +234,14 @@ impl Agent {
         panic!("not told: {what}, but {:?}", self.told())
     }
 
-    fn told(&self) -> Vec<Happening> {
+    fn told(&self) -> Vec<AgentEvent> {
         self.told.lock().unwrap().clone()
     }
 
     /// The thread ends with the last handle; a restart is another one on the same directory.
     async fn end(self) {
-        let mut inventory = self.owner.inventory();
-        drop(self.owner);
+        let mut inventory = self.nvml.inventory();
+        drop(self.nvml);
         while inventory.changed().await.is_ok() {}
     }
 }
@@ -252,8 +252,8 @@ fn offer(profile: &str) -> Offer {
     offer.unwrap().clone()
 }
 
-fn is_ill(card: &CardState) -> bool {
-    card.ailment().is_some()
+fn is_ill(card: &GpuState) -> bool {
+    card.unhealthy_reason().is_some()
 }
 
 #[test]
@@ -292,8 +292,12 @@ fn a_card_that_told_a_fault_is_reset_when_it_is_idle_and_offered_again() {
             let gpus = world.cards("h100-80gb", 2, true);
             let agent = world.agent();
             let own = claim(&gpus[0], &offer("1g.10gb"), 6);
-            agent.owner.claimed(pods([("a", &own)]));
-            agent.owner.ensure("a", "main", PATIENCE).await.unwrap();
+            agent.nvml.set_pods(pods([("a", &own)]));
+            agent
+                .nvml
+                .ensure_devices("a", "main", PATIENCE)
+                .await
+                .unwrap();
             let before = world.truth();
             // What comes before the agent listens is not told.
             let listens = agent.until_told("GpuFault");
@@ -301,15 +305,22 @@ fn a_card_that_told_a_fault_is_reset_when_it_is_idle_and_offered_again() {
             world.store().double_bit_error(0).unwrap();
             agent.until_card("the card is ill", &gpus[0], is_ill).await;
             // Its pod goes on, the other card too.
-            let of =
-                |told: &Happening| told.reason == "GpuFault" && told.message.contains("double bit");
+            let of = |told: &AgentEvent| {
+                told.reason == "GpuFault" && told.message.contains("double bit")
+            };
             let told = agent.until_told_that("the double bit error", of).await;
             assert_eq!(told.pod_uid.as_deref(), Some("a"), "{told:?}");
             assert_eq!(world.truth(), before);
-            let inventory = agent.owner.inventory().borrow().clone();
-            assert_eq!(inventory.ailment(&gpus[1]), None);
-            assert!(agent.owner.ensure("a", "main", PATIENCE).await.is_ok());
-            agent.owner.claimed(pods([]));
+            let inventory = agent.nvml.inventory().borrow().clone();
+            assert_eq!(inventory.unhealthy_reason(&gpus[1]), None);
+            assert!(
+                agent
+                    .nvml
+                    .ensure_devices("a", "main", PATIENCE)
+                    .await
+                    .is_ok()
+            );
+            agent.nvml.set_pods(pods([]));
             agent
                 .until_card("it is well after a reset", &gpus[0], |card| !is_ill(card))
                 .await;
@@ -328,23 +339,34 @@ fn an_applications_fault_and_one_of_an_instance_leave_the_card_alone() {
             let gpus = world.cards("a100-80gb", 1, true);
             let agent = world.agent();
             let own = claim(&gpus[0], &offer("1g.10gb"), 6);
-            agent.owner.claimed(pods([("a", &own)]));
-            let devices = agent.owner.ensure("a", "main", PATIENCE).await.unwrap();
+            agent.nvml.set_pods(pods([("a", &own)]));
+            let devices = agent
+                .nvml
+                .ensure_devices("a", "main", PATIENCE)
+                .await
+                .unwrap();
             let id = devices[0].gpu_instance;
             let told = agent.until_told("GpuFault");
             let told = agent.raised(&world, (31, Some(id)), told).await;
-            assert!(told.message.contains("the application's fault"), "{told:?}");
+            assert!(told.message.contains("an application error"), "{told:?}");
             world.xid(0, 94, Some(id));
             agent
                 .until_card("the instance has a fault", &gpus[0], |card| {
                     card.instances.iter().any(|held| held.fault.is_some())
                 })
                 .await;
-            assert_eq!(agent.owner.inventory().borrow().ailment(&gpus[0]), None);
+            assert_eq!(
+                agent.nvml.inventory().borrow().unhealthy_reason(&gpus[0]),
+                None
+            );
             let before = world.truth();
             // The next pod at this place gets another one, although it is of the same shape.
-            agent.owner.claimed(pods([("b", &own)]));
-            agent.owner.ensure("b", "main", PATIENCE).await.unwrap();
+            agent.nvml.set_pods(pods([("b", &own)]));
+            agent
+                .nvml
+                .ensure_devices("b", "main", PATIENCE)
+                .await
+                .unwrap();
             assert!(before.is_disjoint(&world.truth()), "{before:?}");
         },
     );
@@ -361,43 +383,59 @@ fn a_lost_card_leaves_the_others_alone_and_is_well_when_it_answers() {
                 lose.unwrap();
             };
             let agent = world.agent();
-            agent.until("surveyed", |i| i.nvml.is_ok()).await;
+            agent.until("surveyed", |i| i.nvml_failure.is_none()).await;
             let had = claim(&gpus[0], &offer("2g.20gb"), 0);
-            agent.owner.claimed(pods([("had", &had)]));
-            agent.owner.ensure("had", "main", PATIENCE).await.unwrap();
+            agent.nvml.set_pods(pods([("had", &had)]));
+            agent
+                .nvml
+                .ensure_devices("had", "main", PATIENCE)
+                .await
+                .unwrap();
             lose(true);
             agent
                 .until_card("lost", &gpus[0], |card| card.lost.is_some())
                 .await;
             // The node is told, and the pod that is on it.
             for uid in [None, Some("had")] {
-                let of = |told: &Happening| {
+                let of = |told: &AgentEvent| {
                     told.reason == "GpuUnhealthy" && told.pod_uid.as_deref() == uid
                 };
                 let told = agent.until_told_that("GpuUnhealthy", of).await;
                 assert!(told.message.contains("GPU is lost"), "{told:?}");
             }
             let own = claim(&gpus[1], &offer("2g.20gb"), 0);
-            agent.owner.claimed(pods([("a", &own)]));
-            agent.owner.ensure("a", "main", PATIENCE).await.unwrap();
+            agent.nvml.set_pods(pods([("a", &own)]));
+            agent
+                .nvml
+                .ensure_devices("a", "main", PATIENCE)
+                .await
+                .unwrap();
             // A pod that is bound to the lost card is told so, and failed if that goes on.
             let other = claim(&gpus[0], &offer("2g.20gb"), 0);
-            agent.owner.claimed(pods([("a", &own), ("b", &other)]));
+            agent.nvml.set_pods(pods([("a", &own), ("b", &other)]));
             let told = agent.until_told("InstanceCreationFailed").await;
             assert_eq!(told.pod_uid.as_deref(), Some("b"), "{told:?}");
             lose(false);
             agent
                 .until_card("back", &gpus[0], |card| !is_ill(card))
                 .await;
-            agent.owner.ensure("b", "main", PATIENCE).await.unwrap();
+            agent
+                .nvml
+                .ensure_devices("b", "main", PATIENCE)
+                .await
+                .unwrap();
             // Lost when the agent starts, it holds up nobody either.
             agent.end().await;
             lose(true);
             let agent = world.agent();
             let surveyed = agent.until("surveyed", Inventory::is_surveyed).await;
-            assert!(surveyed.nvml.is_err());
-            agent.owner.claimed(pods([("a", &own)]));
-            agent.owner.ensure("a", "main", PATIENCE).await.unwrap();
+            assert!(surveyed.nvml_failure.is_some());
+            agent.nvml.set_pods(pods([("a", &own)]));
+            agent
+                .nvml
+                .ensure_devices("a", "main", PATIENCE)
+                .await
+                .unwrap();
         },
     );
 }
@@ -427,20 +465,15 @@ fn what_is_filtered_or_foreign_is_not_touched_at_the_start() {
                 ..world.settings()
             };
             let agent = Agent::start(settings, NodeMode::HamiCore);
-            let inventory = agent.until("surveyed", |i| i.nvml.is_ok()).await;
-            let cards = &inventory.instances.cards;
+            let inventory = agent.until("surveyed", |i| i.nvml_failure.is_none()).await;
+            let cards = &inventory.state.gpus;
             assert_eq!(cards.keys().collect::<Vec<_>>(), [&gpus[0]]);
             let held = &cards[&gpus[0]].instances[0];
             assert_eq!(held.state(), InstanceState::Foreign);
             // The mode that is wanted has to wait for whoever made it.
             tokio::time::sleep(Duration::from_secs(1)).await;
             assert_eq!(world.truth(), before);
-            let changing = agent
-                .owner
-                .inventory()
-                .borrow()
-                .instances
-                .changing_to(&gpus[0]);
+            let changing = agent.nvml.inventory().borrow().state.changing_to(&gpus[0]);
             assert_eq!(changing, Some(VgpuMode::HamiCore));
         },
     );
@@ -491,10 +524,14 @@ fn after_a_reboot_mode_and_instances_come_back_by_themselves() {
             let agent = world.agent();
             let [stays, goes] = [6, 0].map(|start| claim(&gpus[0], &offer("1g.10gb"), start));
             agent
-                .owner
-                .claimed(pods([("stays", &stays), ("goes", &goes)]));
+                .nvml
+                .set_pods(pods([("stays", &stays), ("goes", &goes)]));
             for uid in ["stays", "goes"] {
-                agent.owner.ensure(uid, "main", PATIENCE).await.unwrap();
+                agent
+                    .nvml
+                    .ensure_devices(uid, "main", PATIENCE)
+                    .await
+                    .unwrap();
             }
             agent.end().await;
             nvml_sim::reboot(&world.dir).unwrap();
@@ -503,8 +540,8 @@ fn after_a_reboot_mode_and_instances_come_back_by_themselves() {
                 "Hopper forgets"
             );
             let agent = world.agent();
-            agent.owner.claimed(pods([("stays", &stays)]));
-            let devices = agent.owner.ensure("stays", "main", PATIENCE).await;
+            agent.nvml.set_pods(pods([("stays", &stays)]));
+            let devices = agent.nvml.ensure_devices("stays", "main", PATIENCE).await;
             assert_eq!(devices.unwrap().len(), 1);
             let starts: Vec<u8> = world.truth().iter().map(|(_, start, ..)| *start).collect();
             assert_eq!(starts, [6]);
@@ -521,35 +558,35 @@ fn processes_of_a_pod_that_is_gone_keep_its_instance_also_over_a_restart() {
             let gpus = world.cards("a100-80gb", 1, true);
             let agent = world.agent();
             let own = claim(&gpus[0], &offer("1g.10gb"), 6);
-            agent.owner.claimed(pods([("a", &own)]));
-            agent.owner.ensure("a", "main", PATIENCE).await.unwrap();
+            agent.nvml.set_pods(pods([("a", &own)]));
+            agent
+                .nvml
+                .ensure_devices("a", "main", PATIENCE)
+                .await
+                .unwrap();
             let mut process = world.hold(0, true);
             let before = world.truth();
             let lingers = |inventory: &Inventory| {
-                let states = inventory
-                    .instances
-                    .cards
-                    .values()
-                    .flat_map(|c| &c.instances);
-                let mut states = states.map(|held| (held.state(), held.bound().is_none()));
+                let states = inventory.state.gpus.values().flat_map(|c| &c.instances);
+                let mut states = states.map(|held| (held.state(), held.claimed_by().is_none()));
                 states.next() == Some((InstanceState::InUse, true))
             };
-            agent.owner.claimed(pods([]));
+            agent.nvml.set_pods(pods([]));
             agent.until("in use without a pod", lingers).await;
             agent.end().await;
             let agent = world.agent();
             agent.until("still in use", lingers).await;
             // Nobody else gets it meanwhile.
-            agent.owner.claimed(pods([("b", &own)]));
+            agent.nvml.set_pods(pods([("b", &own)]));
             let blocked = agent
-                .owner
-                .ensure("b", "main", Duration::from_secs(2))
+                .nvml
+                .ensure_devices("b", "main", Duration::from_secs(2))
                 .await;
             assert!(blocked.is_err(), "{blocked:?}");
             assert_eq!(world.truth(), before);
             process.kill().unwrap();
             process.wait().unwrap();
-            let devices = agent.owner.ensure("b", "main", PATIENCE).await;
+            let devices = agent.nvml.ensure_devices("b", "main", PATIENCE).await;
             assert_eq!(devices.unwrap().len(), 1);
         },
     );
@@ -562,29 +599,37 @@ fn a_call_that_hangs_is_said_and_holds_up_nobody_who_asks() {
         async |world: World| {
             let gpus = world.cards("a100-80gb", 2, true);
             let agent = world.agent();
-            agent.until("surveyed", |i| i.nvml.is_ok()).await;
-            let watched = agent.owner.clone().watch_for_hangs(Duration::from_secs(1));
+            agent.until("surveyed", |i| i.nvml_failure.is_none()).await;
+            let watched = agent.nvml.clone().watch_for_hangs(Duration::from_secs(1));
             tokio::spawn(watched);
             // Longer than the watch's limit, and over before the test's.
             let slow = Action::DelayMs(6_000);
             world.faults(&[("nvmlDeviceCreateGpuInstanceWithPlacement", slow, Some(1))]);
             let own = claim(&gpus[0], &offer("1g.10gb"), 6);
-            agent.owner.claimed(pods([("a", &own)]));
+            agent.nvml.set_pods(pods([("a", &own)]));
             let limit = Duration::from_millis(500);
-            let blocked = agent.owner.ensure("a", "main", limit).await.unwrap_err();
+            let blocked = agent
+                .nvml
+                .ensure_devices("a", "main", limit)
+                .await
+                .unwrap_err();
             assert!(
                 blocked.to_string().contains("NVML may be slow"),
                 "{blocked}"
             );
             let told = agent.until_told("NvmlHangs").await;
-            assert!(told.message.contains("Create"), "{told:?}");
-            let inventory = agent.owner.inventory().borrow().clone();
+            assert!(told.message.contains("creating 1g.10gb"), "{told:?}");
+            let inventory = agent.nvml.inventory().borrow().clone();
             assert!(
-                inventory.ailment(&gpus[1]).is_some(),
+                inventory.unhealthy_reason(&gpus[1]).is_some(),
                 "no card can be served now"
             );
-            agent.until("it returned", |i| i.hangs.is_none()).await;
-            agent.owner.ensure("a", "main", PATIENCE).await.unwrap();
+            agent.until("it returned", |i| i.nvml_hang.is_none()).await;
+            agent
+                .nvml
+                .ensure_devices("a", "main", PATIENCE)
+                .await
+                .unwrap();
         },
     );
 }
@@ -596,22 +641,24 @@ fn a_driver_that_was_replaced_ends_the_agent_and_a_dead_session_is_opened_again(
         async |world: World| {
             let gpus = world.cards("a100-80gb", 1, true);
             let agent = world.agent();
-            agent.until("surveyed", |i| i.nvml.is_ok()).await;
+            agent.until("surveyed", |i| i.nvml_failure.is_none()).await;
             // UNINITIALIZED: the driver was loaded anew.
             world.faults(&[("nvmlDeviceGetCount_v2", Action::Code(1), None)]);
-            let fails = agent.until("NVML fails", |i| i.nvml.is_err());
+            let fails = agent.until("NVML fails", |i| i.nvml_failure.is_some());
             agent.raised(&world, (154, None), fails).await;
             world.faults(&[]);
-            agent.until("NVML answers", |i| i.nvml.is_ok()).await;
+            agent
+                .until("NVML answers", |i| i.nvml_failure.is_none())
+                .await;
             assert!(!is_ill(
-                &agent.owner.inventory().borrow().instances.cards[&gpus[0]]
+                &agent.nvml.inventory().borrow().state.gpus[&gpus[0]]
             ));
             // LIB_RM_VERSION_MISMATCH: only a new process loads the new library.
             world.faults(&[
                 ("nvmlDeviceGetCount_v2", Action::Code(1), None),
                 ("nvmlInit_v2", Action::Code(18), None),
             ]);
-            let watched = agent.owner.clone().watch_for_hangs(Duration::from_secs(1));
+            let watched = agent.nvml.clone().watch_for_hangs(Duration::from_secs(1));
             let ended = tokio::time::timeout(PATIENCE, watched);
             let ended = agent.raised(&world, (154, None), ended).await;
             assert!(ended.unwrap().is_err());
@@ -628,8 +675,12 @@ fn an_instance_that_another_tool_replaced_is_not_destroyed() {
             let gpus = world.cards("a100-80gb", 1, true);
             let agent = world.agent();
             let own = claim(&gpus[0], &offer("3g.40gb"), 0);
-            agent.owner.claimed(pods([("a", &own)]));
-            let devices = agent.owner.ensure("a", "main", PATIENCE).await.unwrap();
+            agent.nvml.set_pods(pods([("a", &own)]));
+            let devices = agent
+                .nvml
+                .ensure_devices("a", "main", PATIENCE)
+                .await
+                .unwrap();
             // At the same place and id and with the same UUID, but another profile.
             let (id, other) = (devices[0].gpu_instance, offer("4g.40gb"));
             let replaced = world.store().with(|state| {
@@ -640,13 +691,9 @@ fn an_instance_that_another_tool_replaced_is_not_destroyed() {
             });
             assert_eq!(replaced.unwrap(), Ok(id));
             let before = world.truth();
-            agent.owner.claimed(pods([]));
+            agent.nvml.set_pods(pods([]));
             let foreign = |inventory: &Inventory| {
-                let mut all = inventory
-                    .instances
-                    .cards
-                    .values()
-                    .flat_map(|c| &c.instances);
+                let mut all = inventory.state.gpus.values().flat_map(|c| &c.instances);
                 all.next()
                     .is_some_and(|held| held.state() == InstanceState::Foreign)
             };
@@ -668,13 +715,13 @@ fn a_reset_by_the_driver_that_is_pending_is_seen_at_the_start() {
             };
             world.store().with(set).unwrap();
             let settings = Settings {
-                reset: vec![],
+                reset_command: vec![],
                 ..world.settings()
             };
             let agent = Agent::start(settings, NodeMode::Mig);
             agent.until_card("ill", &gpus[0], is_ill).await;
             let told = agent.until_told("GpuUnhealthy").await;
-            assert!(told.message.contains("asks for a reset"), "{told:?}");
+            assert!(told.message.contains("requests a GPU reset"), "{told:?}");
             agent.end().await;
             let agent = world.agent();
             agent
@@ -705,14 +752,18 @@ fn a_card_without_mig_works_on_in_shares_on_a_mig_node() {
             };
             world.store().control(Some(&control)).unwrap();
             let agent = world.agent();
-            let inventory = agent.until("surveyed", |i| i.nvml.is_ok()).await;
-            let plain = &inventory.instances.cards[&gpus[1]];
+            let inventory = agent.until("surveyed", |i| i.nvml_failure.is_none()).await;
+            let plain = &inventory.state.gpus[&gpus[1]];
             assert_eq!((plain.mode(), is_ill(plain)), (VgpuMode::HamiCore, false));
-            assert!(plain.card.model.offers.is_empty());
-            assert_eq!(inventory.instances.changing_to(&gpus[1]), None);
+            assert!(plain.surveyed.model.offers.is_empty());
+            assert_eq!(inventory.state.changing_to(&gpus[1]), None);
             let own = claim(&gpus[0], &offer("1g.10gb"), 6);
-            agent.owner.claimed(pods([("a", &own)]));
-            agent.owner.ensure("a", "main", PATIENCE).await.unwrap();
+            agent.nvml.set_pods(pods([("a", &own)]));
+            agent
+                .nvml
+                .ensure_devices("a", "main", PATIENCE)
+                .await
+                .unwrap();
         },
     );
 }
