@@ -285,9 +285,9 @@ fn holder() {
 }
 
 #[test]
-fn a_card_that_told_a_fault_is_reset_when_it_is_idle_and_offered_again() {
+fn a_gpu_that_reported_a_fault_is_reset_when_it_is_idle_and_offered_again() {
     alone(
-        "a_card_that_told_a_fault_is_reset_when_it_is_idle_and_offered_again",
+        "a_gpu_that_reported_a_fault_is_reset_when_it_is_idle_and_offered_again",
         async |world: World| {
             let gpus = world.cards("h100-80gb", 2, true);
             let agent = world.agent();
@@ -332,9 +332,9 @@ fn a_card_that_told_a_fault_is_reset_when_it_is_idle_and_offered_again() {
 }
 
 #[test]
-fn an_applications_fault_and_one_of_an_instance_leave_the_card_alone() {
+fn an_applications_fault_and_one_of_an_instance_leave_the_gpu_alone() {
     alone(
-        "an_applications_fault_and_one_of_an_instance_leave_the_card_alone",
+        "an_applications_fault_and_one_of_an_instance_leave_the_gpu_alone",
         async |world: World| {
             let gpus = world.cards("a100-80gb", 1, true);
             let agent = world.agent();
@@ -373,9 +373,9 @@ fn an_applications_fault_and_one_of_an_instance_leave_the_card_alone() {
 }
 
 #[test]
-fn a_lost_card_leaves_the_others_alone_and_is_well_when_it_answers() {
+fn a_lost_gpu_leaves_the_others_alone_and_is_healthy_when_it_answers() {
     alone(
-        "a_lost_card_leaves_the_others_alone_and_is_well_when_it_answers",
+        "a_lost_gpu_leaves_the_others_alone_and_is_healthy_when_it_answers",
         async |world: World| {
             let gpus = world.cards("a100-80gb", 2, true);
             let lose = |lost| {
@@ -481,9 +481,9 @@ fn what_is_filtered_or_foreign_is_not_touched_at_the_start() {
 
 /// Peer lesson: both results of `SetMigMode`; a mode that cannot be changed is said, with who is in the way.
 #[test]
-fn a_mode_that_waits_for_a_reset_or_a_client_is_said_and_comes_by_itself() {
+fn a_mode_that_waits_for_a_reset_or_a_client_is_reported_and_comes_by_itself() {
     alone(
-        "a_mode_that_waits_for_a_reset_or_a_client_is_said_and_comes_by_itself",
+        "a_mode_that_waits_for_a_reset_or_a_client_is_reported_and_comes_by_itself",
         async |world: World| {
             let gpus = world.cards("a100-80gb", 1, false);
             let mut client = world.hold(0, false);
@@ -593,9 +593,9 @@ fn processes_of_a_pod_that_is_gone_keep_its_instance_also_over_a_restart() {
 }
 
 #[test]
-fn a_call_that_hangs_is_said_and_holds_up_nobody_who_asks() {
+fn a_call_that_hangs_is_reported_and_holds_up_nobody_who_asks() {
     alone(
-        "a_call_that_hangs_is_said_and_holds_up_nobody_who_asks",
+        "a_call_that_hangs_is_reported_and_holds_up_nobody_who_asks",
         async |world: World| {
             let gpus = world.cards("a100-80gb", 2, true);
             let agent = world.agent();
@@ -733,9 +733,9 @@ fn a_reset_by_the_driver_that_is_pending_is_seen_at_the_start() {
 
 /// Peer lesson: GPUs without MIG go on working.
 #[test]
-fn a_card_without_mig_works_on_in_shares_on_a_mig_node() {
+fn a_gpu_without_mig_works_on_in_shares_on_a_mig_node() {
     alone(
-        "a_card_without_mig_works_on_in_shares_on_a_mig_node",
+        "a_gpu_without_mig_works_on_in_shares_on_a_mig_node",
         async |world: World| {
             let gpus = world.cards("a100-80gb", 2, true);
             let rule = Rule {

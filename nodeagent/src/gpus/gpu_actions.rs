@@ -212,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn an_ill_card_is_reset_when_nobody_is_on_it() {
+    fn an_unhealthy_gpu_is_reset_when_nobody_is_on_it() {
         let mut state = node(&[live(7, &slot("1g.10gb", 6))], &[app("a", "1g.10gb", 6)]);
         state.may_reset = true;
         state.gpu_mut(GPU).unwrap().surveyed.health.recovery = Some(Recovery::Reset);

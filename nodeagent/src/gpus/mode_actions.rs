@@ -90,7 +90,7 @@ mod tests {
     };
 
     #[test]
-    fn a_card_changes_its_mode_when_it_is_idle() {
+    fn a_gpu_changes_its_mode_when_it_is_idle() {
         let mut state = node(&[live(7, &slot("1g.10gb", 6))], &[app("a", "1g.10gb", 6)]);
         state.wanted_modes.node = Some(NodeMode::HamiCore);
         assert_eq!(state.changing_to(GPU), Some(VgpuMode::HamiCore));
@@ -115,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn a_card_may_work_in_another_mode_than_its_node() {
+    fn a_gpu_may_work_in_another_mode_than_its_node() {
         let mut state = NodeState {
             wanted_modes: WantedModes {
                 node: Some(NodeMode::Mig),
@@ -139,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn by_demand_the_claims_of_an_idle_card_change_its_mode() {
+    fn in_mode_auto_the_claims_on_an_idle_gpu_change_its_mode() {
         let mut state = NodeState {
             wanted_modes: WantedModes {
                 node: Some(NodeMode::Auto),

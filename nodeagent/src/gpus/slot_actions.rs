@@ -149,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn an_init_containers_slices_are_made_again_for_the_application_after_its_end() {
+    fn an_init_containers_instance_is_replaced_by_the_applications_after_its_end() {
         let init = ("i", ContainerKind::Init, slot("1g.20gb", 6));
         let main = ("m", ContainerKind::App, slot("1g.10gb", 6));
         let mut both = pod("a", &[init, main]);

@@ -163,7 +163,7 @@ mod tests {
     };
 
     #[test]
-    fn an_instance_with_a_fault_is_given_to_nobody_else_and_its_card_works_on() {
+    fn an_instance_with_a_fault_is_given_to_nobody_else_and_its_gpu_stays_in_use() {
         let mut state = node(&[live(7, &slot("1g.10gb", 6))], &[app("a", "1g.10gb", 6)]);
         state.instance_mut(GPU, 7).unwrap().fault = Some("XID 94".into());
         assert_eq!(state.next_action(0, LIMITS), (None, None), "its pod has it");
@@ -187,7 +187,8 @@ mod tests {
     }
 
     #[test]
-    fn a_card_with_a_fault_keeps_its_pods_takes_no_new_one_and_is_well_when_the_driver_says_so() {
+    fn a_gpu_with_a_fault_keeps_its_pods_and_takes_no_new_one_until_the_driver_reports_that_it_is_healthy()
+     {
         let (a, b) = (app("a", "1g.10gb", 6), app("b", "1g.10gb", 5));
         let mut state = node(&[live(7, &slot("1g.10gb", 6))], &[a.clone(), b.clone()]);
         state.gpu_mut(GPU).unwrap().fault = Some(GpuFault {

@@ -223,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn an_open_intent_is_adopted_and_half_an_instance_is_made_again() {
+    fn an_open_intent_is_adopted_and_half_an_instance_is_recreated() {
         let mut half = live(7, &slot("1g.10gb", 6));
         half.compute.clear();
         let mut state = NodeState::default();
@@ -281,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn an_instance_that_somebody_else_removed_is_told_and_made_again() {
+    fn an_instance_that_somebody_else_removed_is_reported_and_recreated() {
         let instance = live(7, &slot("1g.10gb", 6));
         let mut state = node(std::slice::from_ref(&instance), &[app("a", "1g.10gb", 6)]);
         let journal = [entry(&instance, 1, true)];
@@ -293,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lost_card_keeps_its_instances_and_gets_no_steps() {
+    fn a_lost_gpu_keeps_its_instances_and_gets_no_actions() {
         let mut state = node(&[live(7, &slot("1g.10gb", 6))], &[app("a", "1g.10gb", 6)]);
         let said = (0, "GPU is lost".to_owned());
         assert_eq!(state.apply_survey(vec![], &[said], &[], 1), []);
