@@ -1,4 +1,4 @@
-//! What the tests of the owner thread share: pods with claims.
+//! What the tests of the NVML thread share: pods with claims.
 
 use std::{collections::BTreeMap, sync::Arc};
 
