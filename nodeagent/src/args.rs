@@ -4,7 +4,7 @@ use std::{path::PathBuf, time::Duration};
 
 use daemon::args::{AdminArgs, ConfigArgs, LogArgs};
 
-use crate::gpus::health::Ignored;
+use crate::gpus::health::IgnoredFaults;
 
 /// Carves MIG instances for the pods of one node and hands them to their containers.
 #[derive(Clone, Debug, clap::Parser)]
@@ -61,7 +61,7 @@ pub struct Args {
     pub idle_limit: usize,
     /// Faults that do not make a GPU unhealthy: `all`, or a comma list of XIDs, as for NVIDIA's device plugin.
     #[arg(long, env = "DP_DISABLE_HEALTHCHECKS", default_value = "")]
-    pub disable_healthchecks: Ignored,
+    pub disable_healthchecks: IgnoredFaults,
     /// Command that resets an idle GPU, `{uuid}` stands for it: where a change of MIG mode or the GPU's health asks
     /// for it. Empty: never.
     #[arg(

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! watch of pods ──► pods ──► materialise (owns NVML, one thread) ──► publish (GpuNode), metrics
-//! kubelet ──► device_plugin ──► owner (whose ids?) ──► ensure ──► cdi
+//! kubelet ──► device_plugin ──► nvml (whose ids?) ──► ensure ──► cdi
 //! ```
 //!
 //! `instances` decides, `materialise` carries out, `journal` remembers; `health` judges what the cards tell.
@@ -36,10 +36,11 @@ use tokio::{
 
 use crate::{
     args::Args,
-    gpus::instances::Wanted,
+    gpus::modes::WantedModes,
     kubelet::cdi::Cdi,
     kubelet::device_plugin::{Kubelet, Plugin, Registration},
-    materialise::{HANGS_AFTER, Owner, Settings},
+    materialise::settings::Settings,
+    materialise::thread::{NVML_HANG_TIMEOUT, NvmlThread},
     metrics::{CardsCollector, Metrics},
     publish::status::Publisher,
 };
@@ -87,28 +88,28 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     let mut registry = daemon::metrics::registry("nodeagent");
     let metrics = Metrics::register(&mut registry);
     let settings = config.node(&node_name);
-    let (tell, happenings) = mpsc::channel(256);
-    let owner = Owner::start(
+    let (events, happenings) = mpsc::channel(256);
+    let nvml = NvmlThread::start(
         Settings {
             library: nvml_library.map(Into::into),
             journal: state_dir.join("journal"),
             idle_ttl: idle_ttl.into(),
             idle_limit,
             filter: settings.filterdevices.clone(),
-            ignored: disable_healthchecks,
+            ignored_faults: disable_healthchecks,
             // One empty word: an empty flag.
-            reset: gpu_reset_command
+            reset_command: gpu_reset_command
                 .into_iter()
                 .filter(|word| !word.is_empty())
                 .collect(),
             proc: proc_dir.clone(),
         },
         metrics.clone(),
-        tell,
+        events,
     )?;
     registry.register_collector(Box::new(CardsCollector {
         node: node_name.clone(),
-        inventory: owner.inventory(),
+        inventory: nvml.inventory(),
     }));
     let cdi = Cdi {
         directory: cdi_dir,
@@ -133,27 +134,27 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         ),
     );
     tasks.spawn("pods", {
-        let (api, owner, latch) = (
+        let (api, nvml, latch) = (
             Api::<Pod>::all(client.clone()),
-            owner.clone(),
+            nvml.clone(),
             readiness.latch("pods"),
         );
         let only = watcher::Config::default().fields(&format!("spec.nodeName={node_name}"));
         let mut follower = pods::Follower::default();
         until(token.clone(), async move {
             watches::watch(api, only, Some(latch), |change| {
-                follower.apply(change, &owner, &share_pods);
+                follower.apply(change, &nvml, &share_pods);
             })
             .await;
         })
     });
     tasks.spawn("node", {
-        let (api, owner) = (Api::<Node>::all(client.clone()), owner.clone());
+        let (api, nvml) = (Api::<Node>::all(client.clone()), nvml.clone());
         let only = watcher::Config::default().fields(&format!("metadata.name={node_name}"));
         until(token.clone(), async move {
             watches::watch(api, only, None, |change| {
                 if let watches::Change::Apply(node) = change {
-                    owner.want(Wanted {
+                    nvml.set_wanted_modes(WantedModes {
                         node: wanted_mode(&node).or(settings.operatingmode),
                         devices: settings.devicemodes.clone(),
                     });
@@ -167,7 +168,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         client: client.clone(),
         node_name: node_name.clone(),
         shares: config.device_split_count,
-        inventory: owner.inventory(),
+        inventory: nvml.inventory(),
         node: node.clone(),
         registration: registered,
         show,
@@ -202,9 +203,9 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         })
     });
     tasks.spawn("hangs", {
-        let (owner, token) = (owner.clone(), token.clone());
+        let (nvml, token) = (nvml.clone(), token.clone());
         async move {
-            let watched = token.run_until_cancelled(owner.watch_for_hangs(HANGS_AFTER));
+            let watched = token.run_until_cancelled(nvml.watch_for_hangs(NVML_HANG_TIMEOUT));
             watched.await.unwrap_or(Ok(()))
         }
     });
@@ -218,7 +219,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
                     resource: config.resource_count_name.clone(),
                     shares: config.device_split_count,
                 },
-                owner,
+                nvml,
                 pods,
                 cdi,
                 metrics,

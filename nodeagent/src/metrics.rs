@@ -17,7 +17,7 @@ use prometheus_client::{
 };
 use tokio::sync::watch;
 
-use crate::{materialise::Inventory, publish::status};
+use crate::{gpus::inventory::Inventory, publish::status};
 
 /// How an NVML operation ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]

@@ -8,12 +8,12 @@ use kube::ResourceExt;
 use tokio::sync::watch;
 
 use crate::{
-    gpus::claims::{ClaimedPod, Progress},
-    materialise::Owner,
+    gpus::claims::{ClaimedPod, ClaimedPods, Progress},
+    materialise::thread::NvmlThread,
 };
 
 /// The living pods with a claim, by UID; nothing until the first list of them is complete.
-pub type Pods = Option<Arc<BTreeMap<String, ClaimedPod>>>;
+pub type Pods = Option<Arc<ClaimedPods>>;
 
 /// Keeps the pods, and hands every change to the owner of the cards.
 #[derive(Debug, Default)]
@@ -25,7 +25,7 @@ pub struct Follower {
 
 impl Follower {
     /// Takes over a change of the watch.
-    pub fn apply(&mut self, change: Change<Pod>, owner: &Owner, shared: &watch::Sender<Pods>) {
+    pub fn apply(&mut self, change: Change<Pod>, nvml: &NvmlThread, shared: &watch::Sender<Pods>) {
         let before = self.pods.clone();
         match change {
             Change::Apply(pod) => {
@@ -46,13 +46,13 @@ impl Follower {
                 self.pods.retain(|uid, _| uids.contains(uid));
                 if !self.complete {
                     self.complete = true;
-                    owner.claimed(self.pods.clone());
+                    nvml.set_pods(Arc::new(self.pods.clone()));
                     shared.send_replace(Some(Arc::new(self.pods.clone())));
                 }
             }
         }
         if self.complete && self.pods != before {
-            owner.claimed(self.pods.clone());
+            nvml.set_pods(Arc::new(self.pods.clone()));
             shared.send_replace(Some(Arc::new(self.pods.clone())));
         }
     }

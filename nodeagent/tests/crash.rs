@@ -32,9 +32,8 @@ use domain::{
     mode::VgpuMode,
 };
 use nodeagent::{
-    gpus::instances::{Tenure, Wanted},
-    materialise::journal::Journal,
-    materialise::{Owner, Settings},
+    gpus::{instance::Ownership, modes::WantedModes, state::GpuState},
+    materialise::{journal::Journal, settings::Settings, thread::NvmlThread},
     metrics::Metrics,
 };
 use nvml_sim::{
@@ -84,35 +83,37 @@ fn child_process() {
         idle_limit: 0,
         filter: FilterDevices::default(),
         // Another thread's calls would come between those that are counted.
-        ignored: "all".parse().unwrap(),
-        reset: vec![],
+        ignored_faults: "all".parse().unwrap(),
+        reset_command: vec![],
         proc: dir.join("proc"),
     };
     let (tell, _happenings) = tokio::sync::mpsc::channel(64);
     let metrics = Metrics::register(&mut Registry::default());
-    let owner = Owner::start(settings, metrics, tell).unwrap();
-    owner.want(Wanted {
+    let nvml = NvmlThread::start(settings, metrics, tell).unwrap();
+    nvml.set_wanted_modes(WantedModes {
         node: Some(goal.mode.parse().unwrap()),
         devices: vec![],
     });
     let claims = goal.pods.iter();
-    owner.claimed(pods(claims.map(|(uid, claim)| (uid.as_str(), claim))));
+    nvml.set_pods(pods(claims.map(|(uid, claim)| (uid.as_str(), claim))));
     runtime.block_on(async {
         if let Some(uid) = &goal.ensure {
             let limit = Duration::from_secs(10);
-            let devices = owner.ensure(uid, "main", limit).await;
+            let devices = nvml.ensure_devices(uid, "main", limit).await;
             assert_eq!(devices.map(|devices| devices.len()), Ok(1));
         }
-        let mut inventory = owner.inventory();
+        let mut inventory = nvml.inventory();
         let settled = inventory.wait_for(|inventory| {
-            let cards = &inventory.instances.cards;
-            let is_settled = |card: &nodeagent::gpus::instances::CardState| {
-                let mig = card.card.mig.is_some_and(|mode| mode.current);
+            let cards = &inventory.state.gpus;
+            let is_settled = |card: &GpuState| {
+                let mig = card.surveyed.mig.is_some_and(|mode| mode.current);
                 let mut ours = card.instances.iter().filter(|h| h.generation.is_some());
-                let held = ours.all(|held| matches!(held.tenure, Tenure::Pod(_)));
+                let held = ours.all(|held| matches!(held.ownership, Ownership::Claimed(_)));
                 held && mig == (goal.mode() == VgpuMode::Mig)
             };
-            inventory.nvml.is_ok() && !cards.is_empty() && cards.values().all(is_settled)
+            inventory.nvml_failure.is_none()
+                && !cards.is_empty()
+                && cards.values().all(|card| is_settled(card))
         });
         let settled = tokio::time::timeout(Duration::from_secs(10), settled).await;
         assert!(settled.is_ok_and(|settled| settled.is_ok()), "not settled");

@@ -3,7 +3,7 @@
 use std::{ops::RangeInclusive, time::Duration};
 
 use nodeagent::gpus::{
-    instances::QUARANTINE_AFTER,
+    instance::QUARANTINE_AFTER,
     retry::{MAX_CHECK_INTERVAL_MS, destroy_interval},
 };
 

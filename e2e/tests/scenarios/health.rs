@@ -207,7 +207,7 @@ async fn made_anew(world: &World, deployments: &Api<Deployment>) -> anyhow::Resu
         "{failed:?}"
     );
     let message = failed.message.unwrap_or_default();
-    ensure!(message.contains("cannot make 1g.10gb"), "{message}");
+    ensure!(message.contains("cannot create 1g.10gb"), "{message}");
     let second = until("another pod to run", WAIT_TIMEOUT, async || {
         let all = pods.list(&only).await.ok()?;
         let runs = |pod: &Pod| {

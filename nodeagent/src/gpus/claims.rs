@@ -1,34 +1,37 @@
-//! The pods of this node that hold a claim, as the agent's own watch shows them.
+//! The pods of this node that hold a claim, as the agent's own watch delivers them.
 
 use std::collections::BTreeMap;
 
 use domain::claim::{Claim, ContainerClaim};
 
-use crate::materialise::journal::Bound;
+use crate::gpus::record::ContainerRef;
+
+/// All living pods of the node with a readable claim, by UID.
+pub type ClaimedPods = BTreeMap<String, ClaimedPod>;
 
 /// A pod bound to this node with a readable claim.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClaimedPod {
-    /// UID.
+    /// `metadata.uid`.
     pub uid: String,
-    /// Namespace.
+    /// `metadata.namespace`.
     pub namespace: String,
-    /// Name.
+    /// `metadata.name`.
     pub name: String,
-    /// What it holds.
+    /// The content of its claim annotation.
     pub claim: Claim,
-    /// State of its containers that matters here, by name.
+    /// Progress of its containers by name, from the pod's status.
     pub containers: BTreeMap<String, Progress>,
 }
 
 /// How far a container is, from the pod's status.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Progress {
-    /// Runs now.
+    /// Whether it runs now.
     pub running: bool,
-    /// Ended with exit code 0 and will not run again (for an ordinary init container).
+    /// It ended with exit code 0 and will not run again (for an ordinary init container).
     pub completed: bool,
-    /// All that the status says of it, to notice any change.
+    /// Everything that the status says about it, to notice any change.
     pub fingerprint: String,
 }
 
@@ -38,9 +41,9 @@ impl ClaimedPod {
         format!("{}/{}", self.namespace, self.name)
     }
 
-    /// One of its containers, as the journal names it.
-    pub fn bound(&self, container: &str) -> Bound {
-        Bound {
+    /// One of its containers, as the journal records it.
+    pub fn container_ref(&self, container: &str) -> ContainerRef {
+        ContainerRef {
             uid: self.uid.clone(),
             pod: self.key(),
             container: container.to_owned(),

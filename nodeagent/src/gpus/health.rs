@@ -1,36 +1,36 @@
-//! What a card's fault means: whose it is, and what makes it good again. Pure.
+//! What a fault means: what is unhealthy because of it, and which recovery makes it healthy again. Pure.
 //!
-//! | fault | is | follows |
+//! | fault | scope | consequence |
 //! | --- | --- | --- |
-//! | XID 13, 31, 43, 45, 68, 69, 109, 137 | the application's | its pod is told; the card is healthy |
-//! | XID 63, 92, 154 | a note of the driver | the card is asked for its standing; healthy by itself |
-//! | XID 94 | a memory error that took down one application | its instance is not used again |
+//! | XID 13, 31, 43, 45, 68, 69, 109, 137 | the application's | its pod gets an Event; the GPU is healthy |
+//! | XID 63, 92, 154 | a note of the driver | the GPU is surveyed; the XID alone does not make it unhealthy |
+//! | XID 94 | a memory error that took down one application | no other pod gets its instance |
 //! | any other XID or a double bit ECC error that NVML ascribes to an instance | the instance's | the same |
-//! | any other XID, a double bit ECC error | the card's | it is not offered until it is reset, or the driver asks for nothing any more |
-//! | recovery action, failed row remapping | the card's | it is not offered while NVML says so |
-//! | no answer | the card's | it is not offered until it answers |
+//! | any other XID, a double bit ECC error | the GPU's | it is unhealthy until it is reset, or the driver requests no recovery any more |
+//! | recovery action, failed row remapping | the GPU's | it is unhealthy while NVML reports this |
+//! | no answer | the GPU's | it is unhealthy until it answers |
 //!
 //! Sources: NVIDIA's XID catalog (docs.nvidia.com/deploy/xid-errors), the list of application errors of NVIDIA's
 //! k8s-device-plugin (`internal/rm/health.go`), NVML's header (`nvmlDeviceGpuRecoveryAction_t`).
 
 use std::{collections::BTreeSet, convert::Infallible, str::FromStr};
 
-use crate::nvml::{Event, Recovery, Standing};
+use crate::nvml::data::{FaultKind, Health, Recovery};
 
-/// Whose a fault is.
+/// What a fault affects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scope {
-    /// The application's; the hardware is well.
+    /// The application that caused it; the hardware is healthy.
     Application,
-    /// Nobody's: something to know.
+    /// Nothing; the driver only notes it.
     Note,
-    /// One instance's where NVML says which; the rest of the card is well.
+    /// One instance, if NVML names it; the rest of the GPU is healthy.
     Instance,
-    /// The card's.
-    Card,
+    /// The whole GPU.
+    Gpu,
 }
 
-/// XIDs that are known, whose they are, and in words.
+/// The known XIDs with their scope and meaning.
 const KNOWN: [(u64, Scope, &str); 22] = [
     (13, Scope::Application, "graphics engine exception"),
     (31, Scope::Application, "GPU memory page fault"),
@@ -44,34 +44,34 @@ const KNOWN: [(u64, Scope, &str); 22] = [
     (92, Scope::Note, "many corrected memory errors"),
     (154, Scope::Note, "recovery action changed"),
     (94, Scope::Instance, "contained memory error"),
-    (48, Scope::Card, "double bit ECC error"),
-    (62, Scope::Card, "halt of an internal micro-controller"),
-    (64, Scope::Card, "row remapping failed"),
-    (74, Scope::Card, "NVLink error"),
-    (79, Scope::Card, "the GPU has fallen off the bus"),
-    (95, Scope::Card, "uncontained memory error"),
-    (119, Scope::Card, "timeout of the GPU's system processor"),
-    (120, Scope::Card, "error of the GPU's system processor"),
-    (140, Scope::Card, "unrecovered ECC error"),
-    (143, Scope::Card, "initialisation error"),
+    (48, Scope::Gpu, "double bit ECC error"),
+    (62, Scope::Gpu, "halt of an internal micro-controller"),
+    (64, Scope::Gpu, "row remapping failed"),
+    (74, Scope::Gpu, "NVLink error"),
+    (79, Scope::Gpu, "the GPU has fallen off the bus"),
+    (95, Scope::Gpu, "uncontained memory error"),
+    (119, Scope::Gpu, "timeout of the GPU's system processor"),
+    (120, Scope::Gpu, "error of the GPU's system processor"),
+    (140, Scope::Gpu, "unrecovered ECC error"),
+    (143, Scope::Gpu, "initialisation error"),
 ];
 
-/// XIDs that are not looked at: the values of NVIDIA's `DP_DISABLE_HEALTHCHECKS`.
+/// Faults that are ignored: the values of NVIDIA's `DP_DISABLE_HEALTHCHECKS`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Ignored {
+pub struct IgnoredFaults {
     all: bool,
     xids: BTreeSet<u64>,
 }
 
-impl Ignored {
-    /// Whether no fault is looked at.
-    pub fn is_all(&self) -> bool {
+impl IgnoredFaults {
+    /// Whether all faults are ignored.
+    pub fn ignores_all(&self) -> bool {
         self.all
     }
 }
 
-/// `all` or `xids` for all of them, else a comma list; what is no number is passed over, as NVIDIA's plugin does.
-impl FromStr for Ignored {
+/// `all` or `xids` for all of them, else a list separated by commas. Like NVIDIA's plugin it skips what is not a number.
+impl FromStr for IgnoredFaults {
     type Err = Infallible;
 
     fn from_str(text: &str) -> Result<Self, Infallible> {
@@ -83,15 +83,14 @@ impl FromStr for Ignored {
     }
 }
 
-/// Whose a fault is, and what it is in words. Unknown XIDs are the card's.
-pub fn judge(event: Event, ignored: &Ignored) -> (Scope, String) {
-    let xid = match event {
-        Event::Xid(xid) => xid,
-        Event::DoubleBitEcc => return (Scope::Card, "double bit ECC error".to_owned()),
-        Event::Look => return (Scope::Note, "all GPUs are to be looked at".to_owned()),
+/// The scope and the meaning of a fault. An unknown XID affects the whole GPU.
+pub fn classify(fault: FaultKind, ignored: &IgnoredFaults) -> (Scope, String) {
+    let xid = match fault {
+        FaultKind::Xid(xid) => xid,
+        FaultKind::DoubleBitEcc => return (Scope::Gpu, "double bit ECC error".to_owned()),
     };
     let known = KNOWN.iter().find(|(known, ..)| *known == xid);
-    let (scope, words) = known.map_or((Scope::Card, "unknown"), |(_, scope, words)| {
+    let (scope, words) = known.map_or((Scope::Gpu, "unknown"), |(_, scope, words)| {
         (*scope, *words)
     });
     let scope = if ignored.all || ignored.xids.contains(&xid) {
@@ -102,20 +101,20 @@ pub fn judge(event: Event, ignored: &Ignored) -> (Scope, String) {
     (scope, format!("XID {xid}, {words}"))
 }
 
-/// Why a card must not be used by what it says of itself.
-pub fn ailment(standing: &Standing) -> Option<String> {
-    if standing.row_failed {
-        return Some("a row of memory cannot be remapped; the GPU is to be replaced".to_owned());
+/// Why a GPU is unhealthy by what the driver reports; `None`: it is healthy.
+pub fn unhealthy_reason(health: &Health) -> Option<String> {
+    if health.row_remapping_failed {
+        return Some("row remapping failed; the GPU has to be replaced".to_owned());
     }
-    match standing.recovery? {
+    match health.recovery? {
         Recovery::None | Recovery::DrainP2p => None,
-        Recovery::Reset => Some("the driver asks for a reset of the GPU".to_owned()),
-        Recovery::Reboot => Some("the driver asks for a reboot of the node".to_owned()),
+        Recovery::Reset => Some("the driver requests a GPU reset".to_owned()),
+        Recovery::Reboot => Some("the driver requests a reboot of the node".to_owned()),
         Recovery::DrainAndReset => {
-            Some("the driver asks for a reset of the GPU once its pods have ended".to_owned())
+            Some("the driver requests a GPU reset once its pods have ended".to_owned())
         }
         Recovery::Other(action) => Some(format!(
-            "the driver asks for an unknown recovery ({action})"
+            "the driver requests an unknown recovery ({action})"
         )),
     }
 }
@@ -125,19 +124,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_applications_fault_is_not_the_cards() {
-        let none = Ignored::default();
-        let scope = |xid| judge(Event::Xid(xid), &none).0;
+    fn an_applications_fault_is_not_the_gpus() {
+        let none = IgnoredFaults::default();
+        let scope = |xid| classify(FaultKind::Xid(xid), &none).0;
         // The list of NVIDIA's k8s-device-plugin.
         for xid in [13, 31, 43, 45, 68, 109] {
             assert_eq!(scope(xid), Scope::Application, "{xid}");
         }
         assert_eq!(scope(94), Scope::Instance);
         for xid in [48, 79, 95, 119, 4711] {
-            assert_eq!(scope(xid), Scope::Card, "{xid}");
+            assert_eq!(scope(xid), Scope::Gpu, "{xid}");
         }
-        assert_eq!(judge(Event::DoubleBitEcc, &none).0, Scope::Card);
-        let (_, words) = judge(Event::Xid(79), &none);
+        assert_eq!(classify(FaultKind::DoubleBitEcc, &none).0, Scope::Gpu);
+        let (_, words) = classify(FaultKind::Xid(79), &none);
         assert_eq!(words, "XID 79, the GPU has fallen off the bus");
         let mut known: Vec<_> = KNOWN.iter().map(|(xid, ..)| xid).collect();
         known.sort_unstable();
@@ -147,29 +146,29 @@ mod tests {
 
     #[test]
     fn nvidias_variable_is_understood() {
-        let ignored = |text: &str| text.parse::<Ignored>().unwrap();
-        assert!(ignored("all").is_all() && ignored("xids").is_all());
+        let ignored = |text: &str| text.parse::<IgnoredFaults>().unwrap();
+        assert!(ignored("all").ignores_all() && ignored("xids").ignores_all());
         let some = ignored("79, 95,x");
-        assert!(!some.is_all());
-        assert_eq!(judge(Event::Xid(95), &some).0, Scope::Note);
-        assert_eq!(judge(Event::Xid(48), &some).0, Scope::Card);
-        assert_eq!(ignored(""), Ignored::default());
+        assert!(!some.ignores_all());
+        assert_eq!(classify(FaultKind::Xid(95), &some).0, Scope::Note);
+        assert_eq!(classify(FaultKind::Xid(48), &some).0, Scope::Gpu);
+        assert_eq!(ignored(""), IgnoredFaults::default());
     }
 
     #[test]
-    fn a_card_is_ill_while_the_driver_asks_for_something() {
-        let standing = |recovery| Standing {
+    fn a_gpu_is_unhealthy_while_the_driver_requests_a_recovery() {
+        let health = |recovery| Health {
             recovery,
-            row_failed: false,
+            row_remapping_failed: false,
         };
-        assert_eq!(ailment(&standing(None)), None);
-        assert_eq!(ailment(&standing(Some(Recovery::None))), None);
-        assert_eq!(ailment(&standing(Some(Recovery::DrainP2p))), None);
-        assert!(ailment(&standing(Some(Recovery::Reset))).is_some());
-        let failed = Standing {
+        assert_eq!(unhealthy_reason(&health(None)), None);
+        assert_eq!(unhealthy_reason(&health(Some(Recovery::None))), None);
+        assert_eq!(unhealthy_reason(&health(Some(Recovery::DrainP2p))), None);
+        assert!(unhealthy_reason(&health(Some(Recovery::Reset))).is_some());
+        let failed = Health {
             recovery: Some(Recovery::None),
-            row_failed: true,
+            row_remapping_failed: true,
         };
-        assert!(ailment(&failed).unwrap().contains("replaced"));
+        assert!(unhealthy_reason(&failed).unwrap().contains("replaced"));
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! The limits of the checker of `make chaos` are derived from these functions.
 
-use crate::gpus::instances::{Millis, QUARANTINE_AFTER};
+use crate::gpus::{clock::Millis, instance::QUARANTINE_AFTER};
 
 /// First pause between two checks whether processes are left on an instance without a pod, in milliseconds.
 const FIRST_CHECK_INTERVAL_MS: Millis = 1_000;

@@ -20,8 +20,8 @@ use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
 use crate::{
+    gpus::inventory::LiveDevice,
     kubelet::device_ids::{DeviceIds, Served},
-    materialise::LiveDevice,
 };
 
 /// Vendor and class of our devices.

@@ -22,6 +22,7 @@ use tonic::{
 };
 
 use crate::{
+    gpus::inventory::Inventory,
     kubelet::api::{
         device_plugin::{
             AllocateRequest, AllocateResponse, CdiDevice, ContainerAllocateResponse,
@@ -39,7 +40,7 @@ use crate::{
     kubelet::checkpoint,
     kubelet::device_ids::{self, DeviceIds, Holding, PodName, Served},
     kubelet::devices,
-    materialise::{Inventory, Owner},
+    materialise::thread::NvmlThread,
     metrics::Metrics,
     pods::Pods,
 };
@@ -81,7 +82,7 @@ pub struct Plugin {
     /// Where kubelet is.
     pub kubelet: Kubelet,
     /// The cards.
-    pub owner: Owner,
+    pub nvml: NvmlThread,
     /// The pods.
     pub pods: watch::Receiver<Pods>,
     /// CDI specs.
@@ -110,7 +111,7 @@ impl DevicePlugin for Plugin {
     ) -> Result<Response<Self::ListAndWatchStream>, Status> {
         self.registered(Registration::Done);
         let plugin = self.clone();
-        let offers = WatchStream::new(self.owner.inventory()).then(move |inventory| {
+        let offers = WatchStream::new(self.nvml.inventory()).then(move |inventory| {
             let plugin = plugin.clone();
             async move {
                 let holdings = plugin.checkpoint().await.unwrap_or_default();
@@ -257,8 +258,8 @@ impl Plugin {
         if shares.is_empty() {
             let left = deadline.saturating_duration_since(Instant::now());
             let devices = self
-                .owner
-                .ensure(&uid, &container, left)
+                .nvml
+                .ensure_devices(&uid, &container, left)
                 .await
                 .map_err(|e| e.to_string())?;
             self.cdi
@@ -280,11 +281,11 @@ impl Plugin {
         shares: Vec<Share>,
         deadline: Instant,
     ) -> Result<Vec<(Share, u32)>, String> {
-        let mut inventory = self.owner.inventory();
+        let mut inventory = self.nvml.inventory();
         let minor = |inventory: &Inventory, gpu: &str| {
-            let state = inventory.instances.cards.get(gpu);
+            let state = inventory.state.gpus.get(gpu);
             let state = state.filter(|state| state.mode() == VgpuMode::HamiCore);
-            state.map(|state| state.card.minor)
+            state.map(|state| state.surveyed.minor)
         };
         let ready = inventory.wait_for(|inventory| {
             let mut all = shares.iter();
@@ -320,16 +321,16 @@ impl Plugin {
             holding.pod == PodName::Uid(served.uid.clone()) && holding.container == served.container
         };
         let only = holders.next().is_some_and(is_same) && holders.next().is_none();
-        let inventory = self.owner.inventory().borrow().clone();
-        let cards = &inventory.instances.cards;
+        let inventory = self.nvml.inventory().borrow().clone();
+        let cards = &inventory.state.gpus;
         let all_there = devices.iter().all(|uuid| {
             cards.values().any(|state| {
-                let shared = state.mode() == VgpuMode::HamiCore && state.card.uuid == *uuid;
+                let shared = state.mode() == VgpuMode::HamiCore && state.surveyed.uuid == *uuid;
                 shared
                     || state
                         .instances
                         .iter()
-                        .any(|held| held.was(&served.uid, uuid))
+                        .any(|held| held.was_device_of(&served.uid, uuid))
             })
         });
         Ok(only && !devices.is_empty() && all_there)
@@ -401,7 +402,7 @@ pub async fn run(plugin: Plugin, token: CancellationToken) -> anyhow::Result<()>
     let name = format!("tessera-{}.sock", plugin.kubelet.resource.replace('/', "-"));
     let socket = plugin.kubelet.directory.join(&name);
     let kubelet = plugin.kubelet.directory.join("kubelet.sock");
-    let mut inventory = plugin.owner.inventory();
+    let mut inventory = plugin.nvml.inventory();
     // Registering before the first survey would offer no device, and a node without GPUs for a moment.
     let surveyed = inventory.wait_for(|inventory| inventory.is_surveyed());
     if token.run_until_cancelled(surveyed).await.is_none() {

@@ -7,10 +7,10 @@
 use std::collections::BTreeMap;
 
 use crate::{
-    gpus::instances::CardState,
+    gpus::inventory::Inventory,
+    gpus::state::GpuState,
     kubelet::api::device_plugin::{Device, NumaNode, TopologyInfo},
     kubelet::device_ids::Holding,
-    materialise::Inventory,
 };
 
 /// What an id is used for, in the order in which ids are healthy.
@@ -33,8 +33,8 @@ enum Use {
 ///
 /// `holdings` are those of kubelet's checkpoint.
 pub fn devices(inventory: &Inventory, shares: u32, holdings: &[Holding]) -> Vec<Device> {
-    let cards = &inventory.instances.cards;
-    let is_well = |gpu: &str| cards.contains_key(gpu) && inventory.ailment(gpu).is_none();
+    let cards = &inventory.state.gpus;
+    let is_well = |gpu: &str| cards.contains_key(gpu) && inventory.unhealthy_reason(gpu).is_none();
     let mut ids = BTreeMap::new();
     for (gpu, state) in cards {
         let free = if is_well(gpu) {
@@ -42,14 +42,14 @@ pub fn devices(inventory: &Inventory, shares: u32, holdings: &[Holding]) -> Vec<
         } else {
             Use::FreeOfIll
         };
-        let use_and_numa = (free, state.card.numa);
+        let use_and_numa = (free, state.surveyed.numa);
         ids.extend((0..count(state, shares)).map(|n| (format!("{gpu}-{n}"), use_and_numa)));
     }
     let well = ids.values().filter(|(free, _)| *free == Use::Free).count();
     // An init container's ids are given again to the pod's other containers: the best use counts.
     let mut held = BTreeMap::<&String, Use>::new();
     for holding in holdings {
-        let used = match &inventory.instances.pods {
+        let used = match &inventory.state.pods {
             None => Use::Unknown,
             Some(pods) => {
                 let pod = pods.values().find(|pod| holding.pod.is(pod));
@@ -94,8 +94,8 @@ pub fn devices(inventory: &Inventory, shares: u32, holdings: &[Holding]) -> Vec<
 }
 
 /// Never fewer ids than instances.
-fn count(state: &CardState, shares: u32) -> u32 {
-    let offers = state.card.model.offers.iter();
+fn count(state: &GpuState, shares: u32) -> u32 {
+    let offers = state.surveyed.model.offers.iter();
     let most = offers.map(|offer| offer.max_count).max();
     shares.max(u32::from(most.unwrap_or(0)))
 }
@@ -107,42 +107,42 @@ mod tests {
     use super::*;
     use crate::{
         gpus::claims::ClaimedPod,
-        gpus::instances::Instances,
+        gpus::state::NodeState,
         kubelet::device_ids::PodName,
-        nvml::{Standing, SurveyedCard},
+        nvml::data::{Health, SurveyedGpu},
     };
     use domain::fixtures;
 
     const SHARES: u32 = 10;
 
-    fn card(index: u32, failed: bool) -> SurveyedCard {
-        SurveyedCard {
+    fn card(index: u32, failed: bool) -> SurveyedGpu {
+        SurveyedGpu {
             index,
             uuid: format!("GPU-{index}"),
             minor: index,
             numa: Some(0),
             model: fixtures::a100_80gb(),
             mig: None,
-            standing: Standing {
-                row_failed: failed,
-                ..Standing::default()
+            health: Health {
+                row_remapping_failed: failed,
+                ..Health::default()
             },
             instances: vec![],
         }
     }
 
-    fn inventory(cards: Vec<SurveyedCard>, pods: Option<&[(&str, u32)]>) -> Inventory {
-        let mut instances = Instances::default();
-        instances.surveyed(cards, &[], &[], 0);
+    fn inventory(cards: Vec<SurveyedGpu>, pods: Option<&[(&str, u32)]>) -> Inventory {
+        let mut instances = NodeState::default();
+        instances.apply_survey(cards, &[], &[], 0);
         let pods = pods.map(|pods| pods.iter().map(|(uid, gpu)| pod(uid, *gpu)));
         if let Some(pods) = pods {
-            instances.claimed(pods.collect(), 0);
+            instances.apply_pods(std::sync::Arc::new(pods.collect()), 0);
         }
         Inventory {
-            instances,
-            nvml: Ok(()),
-            hangs: None,
-            journal: None,
+            state: instances,
+            nvml_failure: None,
+            nvml_hang: None,
+            journal_failure: None,
         }
     }
 
@@ -238,7 +238,7 @@ mod tests {
     fn while_nvml_hangs_no_id_is_healthy() {
         let pods = [("a", 0)];
         let mut hangs = inventory(vec![card(0, false)], Some(&pods));
-        hangs.hangs = Some("NVML has not answered for 30 s".into());
+        hangs.nvml_hang = Some("NVML has not answered for 30 s".into());
         let devices = devices(&hangs, SHARES, &[holding("a", &["GPU-0-1"])]);
         assert_eq!(healthy(&devices).len(), 0);
     }

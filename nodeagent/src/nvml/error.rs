@@ -1,4 +1,4 @@
-//! NVML's return codes; the wrapper knows them only up to 22.
+//! NVML's return codes and errors. The wrapper knows the codes only up to 22.
 
 use std::{fmt, sync::LazyLock};
 
@@ -9,7 +9,7 @@ pub struct Code(pub u32);
 impl Code {
     /// The handle is stale, or an argument is wrong.
     pub const INVALID_ARGUMENT: Self = Self(2);
-    /// Not on this card or not in this mode.
+    /// Not on this GPU or not in this mode.
     pub const NOT_SUPPORTED: Self = Self(3);
     /// Root or a capability is needed.
     pub const NO_PERMISSION: Self = Self(4);
@@ -19,20 +19,20 @@ impl Code {
     pub const INSUFFICIENT_SIZE: Self = Self(7);
     /// The library lacks the symbol.
     pub const FUNCTION_NOT_FOUND: Self = Self(13);
-    /// The card fell off the bus.
+    /// The GPU fell off the bus.
     pub const GPU_IS_LOST: Self = Self(15);
-    /// The library is not the one of the driver that runs: it was replaced.
+    /// The library does not belong to the running driver: the driver was replaced.
     pub const LIB_RM_VERSION_MISMATCH: Self = Self(18);
-    /// A client or an instance is in the way.
+    /// A client or an instance prevents it.
     pub const IN_USE: Self = Self(19);
-    /// Placement taken, profile used up or card fragmented.
+    /// Placement taken, profile used up or GPU fragmented.
     pub const INSUFFICIENT_RESOURCES: Self = Self(23);
 }
 
-/// The words of `nvmlErrorString`, which are not always at hand when an error is printed.
+/// The texts of `nvmlErrorString`: the library is not always loaded when an error is printed.
 impl fmt::Display for Code {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let words = match self.0 {
+        let text = match self.0 {
             1 => "Uninitialized",
             2 => "Invalid Argument",
             3 => "Not Supported",
@@ -52,11 +52,11 @@ impl fmt::Display for Code {
             999 => "Unknown Error",
             other => return write!(f, "NVML error {other}"),
         };
-        f.write_str(words)
+        f.write_str(text)
     }
 }
 
-/// A call to NVML that did not do what it should.
+/// A call of NVML that failed.
 #[derive(Debug, thiserror::Error)]
 pub enum NvmlError {
     /// The library cannot be loaded or initialised.
@@ -64,38 +64,38 @@ pub enum NvmlError {
     Open {
         /// Path or name of the library.
         library: String,
-        /// What the wrapper says.
+        /// The error of the wrapper.
         source: nvml_wrapper::error::NvmlError,
     },
-    /// A call returned a code.
+    /// A function returned an error code.
     #[error("{call}: {code}")]
     Call {
-        /// The function.
+        /// Name of the function.
         call: &'static str,
-        /// What it returned.
+        /// The code that it returned.
         code: Code,
     },
-    /// MIG mode was set but is only pending: the card needs a reset.
+    /// MIG mode was set but is only pending: the GPU needs a reset.
     #[error("nvmlDeviceSetMigMode: the mode is pending until the GPU is reset")]
     ModePending,
-    /// No card of that UUID.
-    #[error("no card {0}")]
-    NoSuchCard(String),
-    /// The profile is not offered by the card.
-    #[error("profile {0} is not offered by the card")]
+    /// There is no GPU of this UUID.
+    #[error("there is no GPU {0}")]
+    NoSuchGpu(String),
+    /// The GPU does not offer the profile.
+    #[error("the GPU does not offer profile {0}")]
     NoSuchProfile(String),
-    /// The instance found is not the one that was meant.
+    /// The instance of this id is not the one that was meant.
     #[error("GPU instance {id} is not the one that was recorded: {found}")]
     Changed {
         /// NVML GPU instance id.
         id: u32,
-        /// What is there.
+        /// Its profile and slices.
         found: String,
     },
 }
 
 impl NvmlError {
-    /// The code, if a call returned one.
+    /// The error code, if a function returned one.
     pub fn code(&self) -> Option<Code> {
         match self {
             Self::Call { code, .. } => Some(*code),
@@ -121,17 +121,17 @@ pub(crate) fn check(call: &'static str, code: u32) -> Result<(), NvmlError> {
 
 /// Calls a symbol of the loaded library; a missing one is `FUNCTION_NOT_FOUND`.
 macro_rules! call {
-    ($cards:expr, $function:ident($($argument:expr),* $(,)?)) => {
-        match &$cards.nvml.lib().$function {
+    ($session:expr, $function:ident($($argument:expr),* $(,)?)) => {
+        match &$session.nvml.lib().$function {
             // SAFETY: the symbol has the signature of NVML's header, handles come from NVML in this
             // session, and every pointer is to a live value of the right type.
-            Ok(function) => $crate::nvml::check(
+            Ok(function) => $crate::nvml::error::check(
                 stringify!($function),
                 unsafe { function($($argument),*) },
             ),
-            Err(_) => $crate::nvml::check(
+            Err(_) => $crate::nvml::error::check(
                 stringify!($function),
-                $crate::nvml::Code::FUNCTION_NOT_FOUND.0,
+                $crate::nvml::error::Code::FUNCTION_NOT_FOUND.0,
             ),
         }
     };

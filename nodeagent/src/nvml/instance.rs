@@ -5,15 +5,20 @@ use std::ptr;
 use domain::gpu::Model;
 use nvml_wrapper_sys::bindings as sys;
 
-use super::{Cards, Code, ComputeInstance, LiveInstance, NvmlError, call, profile::narrow};
+use super::{
+    data::{ComputeInstance, LiveInstance},
+    error::{Code, NvmlError, call},
+    profile::narrow,
+    session::Session,
+};
 
 /// `NVML_COMPUTE_INSTANCE_ENGINE_PROFILE_SHARED`.
 const SHARED_ENGINES: u32 = 0;
-/// Bound of the loop over compute instance profile constants against a broken library.
-const MOST_PROFILES: u32 = 32;
+/// Limit of the loop over compute instance profile constants, in case the library never ends it.
+const MAX_PROFILES: u32 = 32;
 
-impl Cards {
-    /// All GPU instances of a card, by every profile id: MIG handles would not show one without compute instance.
+impl Session {
+    /// All GPU instances of a GPU, listed per profile id: MIG handles would not show one without compute instance.
     pub(super) fn instances(
         &self,
         device: sys::nvmlDevice_t,
@@ -33,7 +38,7 @@ impl Cards {
                 )
             ) {
                 Ok(()) => {}
-                // The profile is not creatable in this mode of the card.
+                // The profile cannot be created in the current mode of the GPU.
                 Err(error) if error.code() == Some(Code::NOT_SUPPORTED) => continue,
                 Err(error) => return Err(error),
             }
@@ -108,7 +113,7 @@ impl Cards {
         gi: sys::nvmlGpuInstance_t,
     ) -> Result<Vec<sys::nvmlComputeInstanceProfileInfo_t>, NvmlError> {
         let mut profiles = Vec::new();
-        for constant in 0..MOST_PROFILES {
+        for constant in 0..MAX_PROFILES {
             // SAFETY: a plain C struct, for which zeros are a value.
             let mut info: sys::nvmlComputeInstanceProfileInfo_t = unsafe { std::mem::zeroed() };
             match call!(
@@ -129,7 +134,7 @@ impl Cards {
         Ok(profiles)
     }
 
-    /// Makes a GPU instance at exactly this placement (`nvmlDeviceCreateGpuInstanceWithPlacement`); its id.
+    /// Creates a GPU instance at exactly this placement (`nvmlDeviceCreateGpuInstanceWithPlacement`). Returns its id.
     pub fn create_gpu_instance(
         &self,
         uuid: &str,
@@ -158,10 +163,10 @@ impl Cards {
         Ok(info.id)
     }
 
-    /// Makes the compute instance that takes all of a GPU instance.
+    /// Creates the compute instance that takes all of a GPU instance.
     ///
-    /// Of the profiles with all of its slices the one with the most multiprocessors: in a double-memory
-    /// instance of an H100 that is `1_SLICE_REV1`, not `1_SLICE`. MIG user guide, "compute instances".
+    /// Of the profiles with all of its slices it takes the one with the most multiprocessors: in a double-memory
+    /// instance of an H100 this is `1_SLICE_REV1`, not `1_SLICE`. MIG user guide, "compute instances".
     pub fn create_compute_instance(
         &self,
         uuid: &str,
@@ -185,8 +190,7 @@ impl Cards {
 
     /// Destroys a GPU instance with its compute instances, if it still is the one that is meant.
     ///
-    /// Ids are used again by the driver, so profile and placement are compared first. One that is
-    /// gone already is done.
+    /// The driver reuses ids, so profile and placement are compared first. One that is gone already is no error.
     pub fn destroy(&self, uuid: &str, meant: &LiveInstance) -> Result<(), NvmlError> {
         let gone =
             |error: &NvmlError| matches!(error.code(), Some(Code::NOT_FOUND | Code::NOT_SUPPORTED));
@@ -214,25 +218,12 @@ impl Cards {
         call!(self, nvmlGpuInstanceDestroy(gi))
     }
 
-    /// Ids of the processes on an instance, if it still is there.
-    pub fn processes(&self, uuid: &str, of: &LiveInstance) -> Result<Vec<u32>, NvmlError> {
-        let gi = self.gpu_instance(uuid, of.id)?;
-        let mut pids = Vec::new();
-        for compute in &of.compute {
-            let mut ci = ptr::null_mut();
-            call!(
-                self,
-                nvmlGpuInstanceGetComputeInstanceById(gi, compute.id, &raw mut ci)
-            )?;
-            // SAFETY: a plain C struct, for which zeros are a value.
-            let mut info: sys::nvmlComputeInstanceInfo_t = unsafe { std::mem::zeroed() };
-            call!(self, nvmlComputeInstanceGetInfo_v2(ci, &raw mut info))?;
-            pids.extend(self.processes_on(info.device)?);
-        }
-        Ok(pids)
-    }
-
-    fn gpu_instance(&self, uuid: &str, id: u32) -> Result<sys::nvmlGpuInstance_t, NvmlError> {
+    /// Handle of a GPU instance.
+    pub(super) fn gpu_instance(
+        &self,
+        uuid: &str,
+        id: u32,
+    ) -> Result<sys::nvmlGpuInstance_t, NvmlError> {
         let device = self.device(uuid)?;
         let mut gi = ptr::null_mut();
         call!(self, nvmlDeviceGetGpuInstanceById(device, id, &raw mut gi))?;

@@ -1,16 +1,19 @@
-//! What a card offers: GPU instance profiles with their legal starts.
+//! What a GPU offers: GPU instance profiles with their legal starts.
 
 use std::ptr;
 
 use domain::gpu::{Model, Offer};
 use nvml_wrapper_sys::bindings as sys;
 
-use super::{Cards, Code, NvmlError, c_text, call, version};
+use super::{
+    error::{Code, NvmlError, call},
+    session::{Session, c_text, text, version},
+};
 
-/// Constants are tried until NVML says that there are no more; this is only a bound against a broken library.
-const MOST_PROFILES: u32 = 64;
+/// Limit of the loop over profile constants, in case the library never reports that there are no more.
+const MAX_PROFILES: u32 = 64;
 
-/// Names of the profile constants' attributes, for drivers that do not tell the profile's name.
+/// Names of the profile constants' attributes, for drivers that do not report the profile's name.
 /// NVML header: `NVML_GPU_INSTANCE_PROFILE_*`.
 fn attribute(constant: u32) -> &'static str {
     match constant {
@@ -22,10 +25,10 @@ fn attribute(constant: u32) -> &'static str {
     }
 }
 
-impl Cards {
-    /// Model, memory and offers of a card.
+impl Session {
+    /// Name, memory and offers of a GPU.
     pub(super) fn model(&self, device: sys::nvmlDevice_t, mig: bool) -> Result<Model, NvmlError> {
-        let name = super::text(96, |buffer, length| {
+        let name = text(96, |buffer, length| {
             call!(self, nvmlDeviceGetName(device, buffer, length))
         })?;
         let mut memory = sys::nvmlMemory_st {
@@ -54,7 +57,7 @@ impl Cards {
 
     fn offers(&self, device: sys::nvmlDevice_t, total_mib: u64) -> Result<Vec<Offer>, NvmlError> {
         let mut offers: Vec<Offer> = Vec::new();
-        for constant in 0..MOST_PROFILES {
+        for constant in 0..MAX_PROFILES {
             // SAFETY: a plain C struct, for which zeros are a value.
             let mut info: sys::nvmlGpuInstanceProfileInfo_t = unsafe { std::mem::zeroed() };
             match call!(
@@ -139,7 +142,7 @@ impl Cards {
     }
 }
 
-/// The name by go-nvlib's rule (`mig_profile.go`): gigabytes are eighths of the card, rounded.
+/// The name by go-nvlib's rule (`mig_profile.go`): gigabytes are eighths of the GPU, rounded.
 fn nominal_name(constant: u32, info: &sys::nvmlGpuInstanceProfileInfo_t, total_mib: u64) -> String {
     #[allow(
         clippy::cast_precision_loss,

@@ -11,7 +11,7 @@ use kube::{
 };
 use tokio::sync::{mpsc, watch};
 
-use crate::{materialise::Happening, pods::Pods};
+use crate::{gpus::event::AgentEvent, pods::Pods};
 
 /// Different words for which repetitions are counted at a time.
 const MOST_RECORDERS: usize = 256;
@@ -20,7 +20,7 @@ const MOST_RECORDERS: usize = 256;
 pub async fn run(
     client: Client,
     node_name: String,
-    mut happenings: mpsc::Receiver<Happening>,
+    mut happenings: mpsc::Receiver<AgentEvent>,
     pods: watch::Receiver<Pods>,
     node: watch::Receiver<Option<Node>>,
     mut published: watch::Receiver<GpuNodeStatus>,
@@ -56,7 +56,7 @@ pub async fn run(
             fail(&client, &about, happening.reason, &happening.message).await;
         }
         let event = Event {
-            type_: if happening.warning {
+            type_: if happening.is_warning {
                 EventType::Warning
             } else {
                 EventType::Normal

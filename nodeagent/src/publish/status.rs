@@ -19,54 +19,54 @@ use kube::{
 use tokio::sync::watch;
 
 use crate::{
-    gpus::instances::Tenure, kubelet::device_plugin::Registration, materialise::Inventory,
+    gpus::instance::Ownership, gpus::inventory::Inventory, kubelet::device_plugin::Registration,
 };
 
 /// The cards as they are published.
 pub fn cards(inventory: &Inventory, shares: u32) -> Vec<Gpu> {
-    let instances = &inventory.instances;
+    let instances = &inventory.state;
     let mut gpus: Vec<Gpu> = instances
-        .cards
+        .gpus
         .values()
         .map(|state| Gpu {
-            index: state.card.index,
-            uuid: state.card.uuid.clone(),
-            model: state.card.model.name.clone(),
-            memory_mib: state.card.model.memory_mib,
+            index: state.surveyed.index,
+            uuid: state.surveyed.uuid.clone(),
+            model: state.surveyed.model.name.clone(),
+            memory_mib: state.surveyed.model.memory_mib,
             mode: state.mode(),
-            changing_to: instances.changing_to(&state.card.uuid),
-            auto_mode: instances.is_by_demand(state),
-            unhealthy: inventory.ailment(&state.card.uuid),
+            changing_to: instances.changing_to(&state.surveyed.uuid),
+            auto_mode: instances.has_automatic_mode(state),
+            unhealthy: inventory.unhealthy_reason(&state.surveyed.uuid),
             max_shares: shares,
-            numa: state.card.numa,
+            numa: state.surveyed.numa,
             instances: state
                 .instances
                 .iter()
                 .map(|held| {
                     let offer = state
-                        .card
+                        .surveyed
                         .model
                         .offers
                         .iter()
                         .find(|offer| offer.profile_id == held.live.profile_id);
-                    let (pod_uid, pod, container, reason) = match &held.tenure {
-                        Tenure::Pod(had) => (
+                    let (pod_uid, pod, container, reason) = match &held.ownership {
+                        Ownership::Claimed(had) => (
                             Some(had.uid.clone()),
                             Some(had.pod.clone()),
                             Some(had.container.clone()),
                             None,
                         ),
-                        Tenure::Lingering { last, .. } => (
+                        Ownership::Lingering { last, .. } => (
                             None,
                             last.as_ref().map(|last| last.pod.clone()),
                             None,
                             Some("no pod claims it; its processes are looked up".to_owned()),
                         ),
-                        Tenure::Stuck { reason, .. } => (None, None, None, Some(reason.clone())),
-                        Tenure::Foreign => {
+                        Ownership::Stuck { reason, .. } => (None, None, None, Some(reason.clone())),
+                        Ownership::Foreign => {
                             (None, None, None, Some("not made by Tessera".to_owned()))
                         }
-                        Tenure::Idle { .. } => (None, None, None, None),
+                        Ownership::Idle { .. } => (None, None, None, None),
                     };
                     let reason = held.fault.clone().or(reason);
                     Instance {
@@ -105,13 +105,13 @@ fn status(
     registration: Registration,
     before: &[Condition],
 ) -> GpuNodeStatus {
-    let instances = &inventory.instances;
+    let instances = &inventory.state;
     let gpus = cards(inventory, shares);
     let mut models = BTreeMap::new();
-    for state in instances.cards.values() {
+    for state in instances.gpus.values() {
         models
-            .entry(state.card.model.name.clone())
-            .or_insert_with(|| state.card.model.clone());
+            .entry(state.surveyed.model.name.clone())
+            .or_insert_with(|| state.surveyed.model.clone());
     }
     let conditions = conditions(inventory, node, registration, &gpus)
         .into_iter()
@@ -138,7 +138,7 @@ fn status(
         })
         .collect();
     GpuNodeStatus {
-        mode: instances.wanted.node,
+        mode: instances.wanted_modes.node,
         models: models.into_values().collect(),
         gpus,
         conditions,
@@ -155,11 +155,15 @@ fn conditions(
     registration: Registration,
     gpus: &[Gpu],
 ) -> Vec<Said> {
-    let ready = match (&inventory.hangs, &inventory.nvml, &inventory.journal) {
+    let ready = match (
+        &inventory.nvml_hang,
+        &inventory.nvml_failure,
+        &inventory.journal_failure,
+    ) {
         (Some(words), ..) => ("Ready", false, "NvmlHangs", words.clone()),
-        (None, Err(words), _) => ("Ready", false, "NvmlFails", words.clone()),
-        (None, Ok(()), Some(words)) => ("Ready", false, "JournalFails", words.clone()),
-        (None, Ok(()), None) => {
+        (None, Some(words), _) => ("Ready", false, "NvmlFails", words.clone()),
+        (None, None, Some(words)) => ("Ready", false, "JournalFails", words.clone()),
+        (None, None, None) => {
             let words = "NVML answers for every card".to_owned();
             ("Ready", true, "NvmlAnswers", words)
         }
@@ -167,9 +171,9 @@ fn conditions(
     let mut said: Vec<Said> = vec![ready, registered(registration)];
     let ill = gpus.iter().filter_map(|gpu| {
         let words = gpu.unhealthy.as_ref()?;
-        let state = inventory.instances.cards.get(&gpu.uuid)?;
-        let reset = state.reset_failure.as_ref();
-        let reset = reset.map_or_else(String::new, |(words, _)| format!(" (reset: {words})"));
+        let state = inventory.state.gpus.get(&gpu.uuid)?;
+        let reset = state.last_reset.as_ref();
+        let reset = reset.map_or_else(String::new, |reset| format!(" (reset: {})", reset.outcome));
         Some(format!("GPU {}: {words}{reset}", gpu.index))
     });
     let ill: Vec<_> = ill.collect();
@@ -180,14 +184,14 @@ fn conditions(
         ("GpusUnhealthy", true, "Found", ill.join("; "))
     });
     let changing: Vec<_> = inventory
-        .instances
-        .cards
+        .state
+        .gpus
         .values()
         .filter_map(|state| {
-            let to = inventory.instances.changing_to(&state.card.uuid)?;
-            Some(match &state.mode_failure {
-                Some((words, _)) => format!("GPU {} to {to}: {words}", state.card.index),
-                None => format!("GPU {} to {to} when it is idle", state.card.index),
+            let to = inventory.state.changing_to(&state.surveyed.uuid)?;
+            Some(match &state.failed_mode_change {
+                Some(failed) => format!("GPU {} to {to}: {}", state.surveyed.index, failed.outcome),
+                None => format!("GPU {} to {to} when it is idle", state.surveyed.index),
             })
         })
         .collect();
@@ -388,13 +392,14 @@ async fn write(
 mod tests {
     use super::*;
     use crate::{
-        gpus::instances::{CardState, Held, Instances},
-        nvml::{LiveInstance, MigMode, Standing, SurveyedCard},
+        gpus::instance::TrackedInstance,
+        gpus::state::{Attempt, GpuFault, GpuState, NodeState},
+        nvml::data::{Health, LiveInstance, MigMode, SurveyedGpu},
     };
     use domain::{fixtures, mode::NodeMode};
 
     fn inventory() -> Inventory {
-        let card = SurveyedCard {
+        let card = SurveyedGpu {
             index: 0,
             uuid: "GPU-1".into(),
             minor: 0,
@@ -404,21 +409,21 @@ mod tests {
                 current: true,
                 pending: true,
             }),
-            standing: Standing::default(),
+            health: Health::default(),
             instances: vec![],
         };
-        let mut instances = Instances::default();
-        instances.surveyed(vec![card], &[], &[], 0);
-        instances.claimed(BTreeMap::new(), 0);
+        let mut instances = NodeState::default();
+        instances.apply_survey(vec![card], &[], &[], 0);
+        instances.apply_pods(Arc::default(), 0);
         Inventory {
-            instances,
-            nvml: Ok(()),
-            hangs: None,
-            journal: None,
+            state: instances,
+            nvml_failure: None,
+            nvml_hang: None,
+            journal_failure: None,
         }
     }
 
-    fn held(tenure: Tenure) -> Held {
+    fn held(ownership: Ownership) -> TrackedInstance {
         let live = LiveInstance {
             id: 7,
             profile_id: 19,
@@ -426,10 +431,10 @@ mod tests {
             size: 1,
             compute: vec![],
         };
-        Held {
+        TrackedInstance {
             live,
             generation: Some(1),
-            tenure,
+            ownership,
             fault: None,
         }
     }
@@ -441,6 +446,7 @@ mod tests {
 
     /// Peer lesson: what went wrong ends in a condition that says so, never in silence.
     #[test]
+    #[allow(clippy::too_many_lines, reason = "a table")]
     fn every_trouble_has_its_condition_in_words() {
         let said = |inventory: &Inventory, node: Option<&Node>| -> BTreeMap<String, String> {
             let status = status(inventory, node, 10, Registration::Done, &[]);
@@ -452,33 +458,44 @@ mod tests {
         };
         let well = inventory();
         assert_eq!(said(&well, None), BTreeMap::new());
-        let one = |change: &dyn Fn(&mut Inventory, &mut CardState), node: Option<&Node>| {
+        let one = |change: &dyn Fn(&mut Inventory, &mut GpuState), node: Option<&Node>| {
             let mut ill = inventory();
-            let mut state = ill.instances.cards.remove("GPU-1").unwrap();
-            change(&mut ill, &mut state);
-            ill.instances.cards.insert("GPU-1".into(), state);
+            let mut state = ill.state.gpus.remove("GPU-1").unwrap();
+            change(&mut ill, Arc::make_mut(&mut state));
+            ill.state.gpus.insert("GPU-1".into(), state);
             let said = said(&ill, node);
             assert_eq!(said.len(), 1, "{said:?}");
             said.into_iter().next().unwrap()
         };
-        let stuck = Tenure::Stuck {
+        let stuck = Ownership::Stuck {
             failures: 6,
             retry_at: 0,
             reason: "In use by another client".into(),
         };
         for ((kind, words), wanted, part) in [
             (
-                one(&|i, _| i.nvml = Err("GPU 0: GPU is lost".into()), None),
+                one(
+                    &|i, _| i.nvml_failure = Some("GPU 0: GPU is lost".into()),
+                    None,
+                ),
                 "Ready",
                 "NvmlFails: GPU 0: GPU is lost",
             ),
             (
-                one(&|i, _| i.journal = Some("disk full".into()), None),
+                one(&|i, _| i.journal_failure = Some("disk full".into()), None),
                 "Ready",
                 "JournalFails: disk full",
             ),
             (
-                one(&|_, card| card.fault = Some(("XID 79".into(), 0)), None),
+                one(
+                    &|_, card| {
+                        card.fault = Some(GpuFault {
+                            reason: "XID 79".into(),
+                            since: 0,
+                        });
+                    },
+                    None,
+                ),
                 "GpusUnhealthy",
                 "GPU 0: XID 79",
             ),
@@ -488,15 +505,21 @@ mod tests {
                 "1g.10gb at 6 of GPU 0: In use by another client",
             ),
             (
-                one(&|_, card| card.instances.push(held(Tenure::Foreign)), None),
+                one(
+                    &|_, card| card.instances.push(held(Ownership::Foreign)),
+                    None,
+                ),
                 "ForeignInstances",
                 "not made by Tessera",
             ),
             (
                 one(
                     &|inventory, card| {
-                        inventory.instances.wanted.node = Some(NodeMode::HamiCore);
-                        card.mode_failure = Some(("in use by python (process 7)".into(), 0));
+                        inventory.state.wanted_modes.node = Some(NodeMode::HamiCore);
+                        card.failed_mode_change = Some(Attempt {
+                            outcome: "in use by python (process 7)".into(),
+                            retry_at: 0,
+                        });
                     },
                     None,
                 ),
@@ -524,7 +547,7 @@ mod tests {
         }
         // A call that hangs makes every card ill, too.
         let mut hangs = inventory();
-        hangs.hangs = Some("NVML has not answered for 30 s".into());
+        hangs.nvml_hang = Some("NVML has not answered for 30 s".into());
         let said = said(&hangs, None);
         assert_eq!(said.len(), 2, "{said:?}");
         assert!(said["Ready"].starts_with("NvmlHangs"), "{said:?}");

@@ -1,9 +1,9 @@
-//! What the tests of the owner thread share: pods with claims.
+//! What the tests of the NVML thread share: pods with claims.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use domain::{claim::Claim, gpu::Offer};
-use nodeagent::gpus::claims::ClaimedPod;
+use nodeagent::gpus::claims::{ClaimedPod, ClaimedPods};
 
 /// A claim of one container `main` on one instance.
 pub(crate) fn claim(gpu: &str, offer: &Offer, start: u8) -> Claim {
@@ -14,9 +14,7 @@ pub(crate) fn claim(gpu: &str, offer: &Offer, start: u8) -> Claim {
 }
 
 /// Pods with these claims, by UID.
-pub(crate) fn pods<'a>(
-    claims: impl IntoIterator<Item = (&'a str, &'a Claim)>,
-) -> BTreeMap<String, ClaimedPod> {
+pub(crate) fn pods<'a>(claims: impl IntoIterator<Item = (&'a str, &'a Claim)>) -> Arc<ClaimedPods> {
     let pods = claims.into_iter().map(|(uid, claim)| {
         let pod = ClaimedPod {
             uid: uid.to_owned(),
@@ -27,5 +25,5 @@ pub(crate) fn pods<'a>(
         };
         (uid.to_owned(), pod)
     });
-    pods.collect()
+    Arc::new(pods.collect())
 }
