@@ -6,7 +6,11 @@
 
 use std::collections::BTreeMap;
 
-use domain::{claim::ContainerClaim, demand::ContainerKind, pod::PodName};
+use domain::{
+    claim::{ClaimedDevice, ContainerClaim},
+    demand::ContainerKind,
+    pod::PodName,
+};
 
 use crate::{
     gpus::claims::{ClaimedPod, Progress},
@@ -108,8 +112,8 @@ fn whose_turn<'a>(
     });
     // A container that runs is not starting: its status is outdated as well.
     let is_outdated = status.running || was_prepared;
-    // Nothing comes after the last one.
-    if turn.name != last.name && is_outdated {
+    // Nothing comes after the last one, and where all get the same spec it does not matter which one it is.
+    if turn.name != last.name && is_outdated && !get_same_spec(containers) {
         return Resolution::NotYet(Unresolved::UnknownStatus {
             pod: pod.name.clone(),
             container: turn.name.clone(),
@@ -121,9 +125,18 @@ fn whose_turn<'a>(
     }
 }
 
+/// Whether the CDI spec is the same for each of these containers: they have the same MIG devices. The spec of a
+/// container with shares names the container.
+fn get_same_spec(containers: &[&ContainerClaim]) -> bool {
+    let mut devices = containers.iter().flat_map(|claim| &claim.devices);
+    let is_mig = devices.all(|device| matches!(device, ClaimedDevice::Mig(_)));
+    let mut pairs = containers.windows(2);
+    is_mig && pairs.all(|pair| pair[0].devices == pair[1].devices)
+}
+
 #[cfg(test)]
 mod tests {
-    use domain::claim::{Claim, ClaimedDevice, Slot};
+    use domain::claim::{Claim, Share, Slot};
 
     use super::*;
 
@@ -251,5 +264,40 @@ mod tests {
         assert_eq!(ask(&["d1"], &holders, &[&a], Some(&init)), "a/c");
         // The application container is the last one: nothing is waited for.
         assert_eq!(ask(&["d1"], &holders, &[&a], Some(&prepared("c"))), "a/c");
+    }
+
+    #[test]
+    fn containers_with_the_same_ids_and_the_same_mig_devices_do_not_wait_for_a_status() {
+        let mut a = pod("a", &[("i", INIT, 0, 1), ("c", APP, 0, 1)]);
+        let holders = [holder("a", "i", &["d1"]), holder("a", "c", &["d1"])];
+        // Whichever of them it is: its spec has these devices.
+        assert_eq!(ask(&["d1"], &holders, &[&a], Some(&prepared("i"))), "a/i");
+        let running = Progress {
+            running: true,
+            ..Progress::default()
+        };
+        a.containers.insert("i".into(), running);
+        assert_eq!(ask(&["d1"], &holders, &[&a], None), "a/i");
+        let completed = Progress {
+            completed: true,
+            ..Progress::default()
+        };
+        a.containers.insert("i".into(), completed);
+        assert_eq!(ask(&["d1"], &holders, &[&a], None), "a/c");
+    }
+
+    #[test]
+    fn containers_with_the_same_share_wait_because_their_specs_name_them() {
+        let mut a = pod("a", &[("i", INIT, 0, 1), ("c", APP, 0, 1)]);
+        for container in &mut a.claim.containers {
+            container.devices = vec![ClaimedDevice::HamiCore(Share {
+                gpu: "GPU-1".into(),
+                mem: 1,
+                cores: 0,
+            })];
+        }
+        let holders = [holder("a", "i", &["d1"]), holder("a", "c", &["d1"])];
+        let answer = ask(&["d1"], &holders, &[&a], Some(&prepared("i")));
+        assert_eq!(answer, "not yet");
     }
 }
