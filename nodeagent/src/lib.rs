@@ -1,77 +1,68 @@
-//! The node agent: makes GPU instances for the pods of its node, hands them to their containers, removes them.
+//! The node agent: creates GPU instances for the pods of its node, hands them to their containers, destroys them.
 //!
 //! ```text
-//! watch of pods ──► pods ──► materialise (owns NVML, one thread) ──► publish (GpuNode), metrics
-//! kubelet ──► device_plugin ──► nvml (whose ids?) ──► ensure ──► cdi
+//! watches (pods, node) ──► materialise (the thread that owns NVML) ──► publish (GpuNode, Events, metrics)
+//!                               ▲
+//! kubelet ──► device_plugin ──► prepare (whose ids? wait for the devices) ──► cdi
 //! ```
 //!
-//! `instances` decides, `materialise` carries out, `journal` remembers; `health` judges what the cards tell.
+//! `gpus` decides what to do, `materialise` carries it out and records it in its journal, `nvml` makes the calls.
 
 pub mod args;
 pub mod gpus;
 pub mod kubelet;
 pub mod materialise;
 pub mod metrics;
+mod node;
 pub mod nvml;
-pub mod pods;
-pub mod publish;
+mod pods;
+mod publish;
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
-use anyhow::Context;
 use daemon::{
     admin,
     ready::Readiness,
+    serve,
     shutdown::{self, CancellationToken},
-    tasks::{Tasks, until},
-    watches,
+    tasks::Tasks,
 };
-use domain::{keys, mode::NodeMode, status::GpuNodeStatus};
-use k8s_openapi::api::core::v1::{Node, Pod};
-use kube::{Api, ResourceExt, runtime::watcher};
-use tokio::{
-    net::TcpListener,
-    sync::{mpsc, watch},
-};
+use domain::{config::Config, status::GpuNodeStatus};
+use k8s_openapi::api::core::v1::Node;
+use kube::Client;
+use tokio::sync::{mpsc, watch};
 
 use crate::{
     args::Args,
-    gpus::modes::WantedModes,
-    kubelet::cdi::Cdi,
-    kubelet::device_plugin::{Kubelet, Plugin, Registration},
-    materialise::settings::Settings,
+    gpus::event::AgentEvent,
+    kubelet::{
+        cdi::specs::CdiSpecs,
+        client::Kubelet,
+        device_plugin::DevicePluginService,
+        prepare::Preparer,
+        registration::{self, Registration, RegistrationState},
+    },
     materialise::thread::{NVML_HANG_TIMEOUT, NvmlThread},
-    metrics::{CardsCollector, Metrics},
-    publish::status::Publisher,
+    metrics::Metrics,
+    pods::Pods,
+    publish::{collector::GpuCollector, events::EventPublisher, publisher::Publisher},
 };
 
-/// How long the API server may take to be told that the agent ends.
-const SAID: Duration = Duration::from_secs(3);
-/// How long a pod may take from the scheduler's choice to kubelet's admission.
-const ARRIVE: Duration = Duration::from_secs(1);
+/// How long the agent waits, before it ends, for the write of a status that keeps pods away.
+const END_REPORT_TIMEOUT: Duration = Duration::from_secs(3);
+/// Time for a pod from the scheduler's decision to its admission by kubelet.
+const POD_ARRIVAL_TIME: Duration = Duration::from_secs(1);
+/// Number of events that may wait to be published.
+const EVENT_QUEUE_LENGTH: usize = 256;
 
 /// Runs the agent until a signal.
-#[allow(
-    clippy::too_many_lines,
-    reason = "one list of the tasks and what each is given"
-)]
 pub async fn run(args: Args) -> anyhow::Result<()> {
     let Args {
         node_name,
-        device_plugin_dir,
-        pod_resources_socket,
-        nvml_library,
-        state_dir,
-        cdi_dir,
-        cdi_base_spec,
+        kubelet,
+        nvml,
+        cdi,
         proc_dir,
-        driver_proc_dir,
-        dev_dir,
-        hook_path,
-        idle_ttl,
-        idle_limit,
-        disable_healthchecks,
-        gpu_reset_command,
         config,
         admin,
         log,
@@ -81,184 +72,188 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     let signal = shutdown::on_signal()?;
     let token = CancellationToken::new();
     let client = daemon::client().await?;
-    let listener = TcpListener::bind(admin.admin_address)
-        .await
-        .with_context(|| format!("cannot listen on {}", admin.admin_address))?;
+    let listener = serve::listen(admin.admin_address).await?;
     let readiness = Readiness::default();
     let mut registry = daemon::metrics::registry("nodeagent");
     let metrics = Metrics::register(&mut registry);
-    let settings = config.node(&node_name);
-    let (events, happenings) = mpsc::channel(256);
-    let nvml = NvmlThread::start(
-        Settings {
-            library: nvml_library.map(Into::into),
-            journal: state_dir.join("journal"),
-            idle_ttl: idle_ttl.into(),
-            idle_limit,
-            filter: settings.filterdevices.clone(),
-            ignored_faults: disable_healthchecks,
-            // One empty word: an empty flag.
-            reset_command: gpu_reset_command
-                .into_iter()
-                .filter(|word| !word.is_empty())
-                .collect(),
-            proc: proc_dir.clone(),
-        },
-        metrics.clone(),
-        events,
-    )?;
-    registry.register_collector(Box::new(CardsCollector {
-        node: node_name.clone(),
+    let (send_events, events) = mpsc::channel(EVENT_QUEUE_LENGTH);
+    let settings = nvml.settings(&proc_dir, config.node(&node_name).filterdevices);
+    let nvml = NvmlThread::start(settings, metrics.clone(), send_events)?;
+    registry.register_collector(Box::new(GpuCollector {
+        node_name: node_name.clone(),
         inventory: nvml.inventory(),
     }));
-    let cdi = Cdi {
-        directory: cdi_dir,
-        proc: driver_proc_dir.unwrap_or(proc_dir),
-        dev: dev_dir,
-        base: cdi_base_spec,
-        hook: hook_path,
+    let agent = Agent {
+        kubelet: kubelet.kubelet(&config.resource_count_name),
+        node_name,
+        config,
+        client,
+        nvml,
+        metrics,
+        cdi: cdi.specs(proc_dir),
+        registration: RegistrationState::new(),
+        pods: watch::Sender::new(None),
+        node: watch::Sender::new(None),
+        published: watch::Sender::new(GpuNodeStatus::default()),
     };
-    let (share_pods, pods) = watch::channel(None);
-    let (share_node, node) = watch::channel(None);
-    let (registration, registered) = watch::channel(Registration::Missing);
-    let (show, published) = watch::channel(GpuNodeStatus::default());
 
     let mut tasks = Tasks::new(token.clone());
-    tasks.spawn(
-        "admin",
-        admin::serve(
-            listener,
-            Arc::new(registry),
-            readiness.clone(),
-            token.clone(),
-        ),
-    );
-    tasks.spawn("pods", {
-        let (api, nvml, latch) = (
-            Api::<Pod>::all(client.clone()),
-            nvml.clone(),
-            readiness.latch("pods"),
-        );
-        let only = watcher::Config::default().fields(&format!("spec.nodeName={node_name}"));
-        let mut follower = pods::Follower::default();
-        until(token.clone(), async move {
-            watches::watch(api, only, Some(latch), |change| {
-                follower.apply(change, &nvml, &share_pods);
-            })
-            .await;
-        })
-    });
-    tasks.spawn("node", {
-        let (api, nvml) = (Api::<Node>::all(client.clone()), nvml.clone());
-        let only = watcher::Config::default().fields(&format!("metadata.name={node_name}"));
-        until(token.clone(), async move {
-            watches::watch(api, only, None, |change| {
-                if let watches::Change::Apply(node) = change {
-                    nvml.set_wanted_modes(WantedModes {
-                        node: wanted_mode(&node).or(settings.operatingmode),
-                        devices: settings.devicemodes.clone(),
-                    });
-                    share_node.send_replace(Some(*node));
-                }
-            })
-            .await;
-        })
-    });
-    let publishing = Publisher {
-        client: client.clone(),
-        node_name: node_name.clone(),
-        shares: config.device_split_count,
-        inventory: nvml.inventory(),
-        node: node.clone(),
-        registration: registered,
-        show,
-        ready: readiness.latch("kubelet"),
-    };
-    tasks.spawn("publish", until(token.clone(), publishing.run()));
-    tasks.spawn(
-        "drain",
-        drain(
-            signal,
-            token.clone(),
-            registration.clone(),
-            published.clone(),
-        ),
-    );
-    tasks.spawn(
-        "events",
-        until(
-            token.clone(),
-            publish::events::run(client, node_name, happenings, pods.clone(), node, published),
-        ),
-    );
-    tasks.spawn("clean", {
-        let (cdi, mut pods) = (cdi.clone(), pods.clone());
-        until(token.clone(), async move {
-            while pods.changed().await.is_ok() {
-                let known = pods.borrow_and_update().clone();
-                if let Some(known) = known {
-                    cdi.clean(|uid| known.contains_key(uid));
-                }
-            }
-        })
-    });
-    tasks.spawn("hangs", {
-        let (nvml, token) = (nvml.clone(), token.clone());
-        async move {
-            let watched = token.run_until_cancelled(nvml.watch_for_hangs(NVML_HANG_TIMEOUT));
-            watched.await.unwrap_or(Ok(()))
-        }
-    });
-    tasks.spawn(
-        "kubelet",
-        kubelet::device_plugin::run(
-            Plugin {
-                kubelet: Kubelet {
-                    directory: device_plugin_dir,
-                    pod_resources: pod_resources_socket,
-                    resource: config.resource_count_name.clone(),
-                    shares: config.device_split_count,
-                },
-                nvml,
-                pods,
-                cdi,
-                metrics,
-                registration,
-            },
-            token.clone(),
-        ),
-    );
+    let admin = admin::serve(listener, registry.into(), readiness.clone(), token.clone());
+    tasks.spawn("admin", admin);
+    agent.spawn_watches(&mut tasks, &readiness);
+    agent.spawn_publishers(&mut tasks, &readiness, events);
+    agent.spawn_kubelet_tasks(&mut tasks, &token);
+    tasks.spawn("hangs", watch_for_hangs(agent.nvml.clone(), token.clone()));
+    let (registration, published) = (agent.registration.clone(), agent.published.subscribe());
+    tasks.spawn("drain", drain(registration, published, signal, token));
+    // The NVML thread ends with the last task that needs it.
+    drop(agent);
     tasks.run().await
 }
 
-/// Ends the agent in order after a signal: no pods are sent to the node any more, those on their way arrive, and only
-/// then kubelet is not served any more.
+/// What the tasks share.
+struct Agent {
+    node_name: String,
+    config: Config,
+    client: Client,
+    nvml: NvmlThread,
+    metrics: Metrics,
+    kubelet: Kubelet,
+    cdi: CdiSpecs,
+    registration: RegistrationState,
+    /// Written by the watch of pods.
+    pods: watch::Sender<Pods>,
+    /// Written by the watch of the node.
+    node: watch::Sender<Option<Node>>,
+    /// Written by the publisher.
+    published: watch::Sender<GpuNodeStatus>,
+}
+
+impl Agent {
+    fn spawn_watches(&self, tasks: &mut Tasks, readiness: &Readiness) {
+        let (client, node_name) = (self.client.clone(), self.node_name.clone());
+        let (latch, share) = (readiness.latch("pods"), self.pods.clone());
+        let pods = pods::watch(client, node_name, latch, self.nvml.clone(), share);
+        tasks.spawn_loop("pods", pods);
+
+        let (client, node_name) = (self.client.clone(), self.node_name.clone());
+        let (config, share) = (self.config.node(&node_name), self.node.clone());
+        let node = node::watch(client, node_name, config, self.nvml.clone(), share);
+        tasks.spawn_loop("node", node);
+    }
+
+    fn spawn_publishers(
+        &self,
+        tasks: &mut Tasks,
+        readiness: &Readiness,
+        events: mpsc::Receiver<AgentEvent>,
+    ) {
+        let publisher = Publisher {
+            client: self.client.clone(),
+            node_name: self.node_name.clone(),
+            max_shares: self.config.device_split_count,
+            inventory: self.nvml.inventory(),
+            node: self.node.subscribe(),
+            registration: self.registration.subscribe(),
+            published: self.published.clone(),
+            ready: Some(readiness.latch("kubelet")),
+        };
+        tasks.spawn_loop("publish", publisher.run());
+        let publisher = EventPublisher {
+            client: self.client.clone(),
+            node_name: self.node_name.clone(),
+            events,
+            pods: self.pods.subscribe(),
+            node: self.node.subscribe(),
+            published: self.published.subscribe(),
+        };
+        tasks.spawn_loop("events", publisher.run());
+    }
+
+    fn spawn_kubelet_tasks(&self, tasks: &mut Tasks, token: &CancellationToken) {
+        let specs = remove_specs_with_their_pods(self.cdi.clone(), self.pods.subscribe());
+        tasks.spawn_loop("specs", specs);
+        let service = DevicePluginService {
+            kubelet: self.kubelet.clone(),
+            ids_per_gpu: self.config.device_split_count,
+            inventory: self.nvml.inventory(),
+            preparer: Preparer {
+                kubelet: self.kubelet.clone(),
+                nvml: self.nvml.clone(),
+                pods: self.pods.subscribe(),
+                cdi: self.cdi.clone(),
+            },
+            metrics: self.metrics.clone(),
+            registration: self.registration.clone(),
+        };
+        tasks.spawn(
+            "kubelet",
+            serve_kubelet(
+                self.kubelet.clone(),
+                service,
+                self.registration.clone(),
+                token.clone(),
+            ),
+        );
+    }
+}
+
+/// Ends the agent gracefully after a signal: first no more pods are scheduled to the node, then those on their way
+/// arrive, and only then kubelet is served no longer.
 async fn drain(
+    registration: RegistrationState,
+    mut published: watch::Receiver<GpuNodeStatus>,
     signal: CancellationToken,
     token: CancellationToken,
-    registration: watch::Sender<Registration>,
-    mut published: watch::Receiver<GpuNodeStatus>,
 ) -> anyhow::Result<()> {
     let work = async {
         signal.cancelled().await;
-        registration.send_replace(Registration::Ends);
-        let said = published.wait_for(|status| !status.is_registered());
-        let said = tokio::time::timeout(SAID, said).await.is_ok();
-        if said {
-            tokio::time::sleep(ARRIVE).await;
+        registration.set(Registration::Ending);
+        let reported = published.wait_for(|status| !status.is_registered());
+        let reported = tokio::time::timeout(END_REPORT_TIMEOUT, reported);
+        if reported.await.is_ok() {
+            tokio::time::sleep(POD_ARRIVAL_TIME).await;
         } else {
-            tracing::warn!("Ending, although the scheduler could not be told");
+            tracing::warn!("Ending although the scheduler could not be informed");
         }
     };
+    // Another task that has ended cancels the token without a signal.
     token.run_until_cancelled(work).await;
     token.cancel();
     Ok(())
 }
 
-/// The mode that the node's label asks for; a label that names none is reported and ignored.
-fn wanted_mode(node: &Node) -> Option<NodeMode> {
-    let text = node.labels().get(keys::VGPU_MODE)?;
-    text.parse()
-        .inspect_err(|error| tracing::warn!(%error, "Ignored the node label {}", keys::VGPU_MODE))
-        .ok()
+/// Removes the CDI specs of pods that are over, whenever the pods change.
+async fn remove_specs_with_their_pods(cdi: CdiSpecs, mut pods: watch::Receiver<Pods>) {
+    loop {
+        let known = pods.borrow_and_update().clone();
+        if let Some(known) = known {
+            cdi.retain(|uid| known.contains_key(uid));
+        }
+        if pods.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Serves kubelet until `token` is cancelled.
+async fn serve_kubelet(
+    kubelet: Kubelet,
+    service: DevicePluginService,
+    registration: RegistrationState,
+    token: CancellationToken,
+) -> anyhow::Result<()> {
+    let mut inventory = service.inventory.clone();
+    // Registering before the first survey would offer no devices: for a moment the node would have no GPUs.
+    let surveyed = inventory.wait_for(|inventory| inventory.is_surveyed());
+    if token.run_until_cancelled(surveyed).await.is_some() {
+        registration::run(kubelet, service, registration, token).await;
+    }
+    Ok(())
+}
+
+/// Reports calls of NVML that hang, until `token` is cancelled.
+async fn watch_for_hangs(nvml: NvmlThread, token: CancellationToken) -> anyhow::Result<()> {
+    let watch = nvml.watch_for_hangs(NVML_HANG_TIMEOUT);
+    token.run_until_cancelled(watch).await.unwrap_or(Ok(()))
 }

@@ -1,25 +1,18 @@
-//! What the agent measures.
+//! Durations and counts of what the agent does. What it knows about GPUs is in `publish::collector`.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
-use domain::{gpu::InstanceState, mode::VgpuMode};
 use prometheus_client::{
-    collector::Collector,
-    encoding::{DescriptorEncoder, EncodeLabelSet, EncodeLabelValue, EncodeMetric},
+    encoding::{EncodeLabelSet, EncodeLabelValue},
     metrics::{
-        MetricType,
         counter::Counter,
         family::Family,
-        gauge::ConstGauge,
         histogram::{Histogram, exponential_buckets},
     },
     registry::{Registry, Unit},
 };
-use tokio::sync::watch;
 
-use crate::{gpus::inventory::Inventory, publish::status};
-
-/// How an NVML operation ended.
+/// Whether an operation succeeded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
 #[allow(non_camel_case_types, reason = "the value of a label")]
 enum Outcome {
@@ -43,160 +36,76 @@ type Durations = Family<Labels, Histogram, fn() -> Histogram>;
 /// Durations and counts of what the agent does.
 #[derive(Clone, Debug)]
 pub struct Metrics {
-    create: Durations,
-    destroy: Durations,
-    prestart: Durations,
-    xids: Family<XidLabels, Counter>,
+    creations: Durations,
+    destructions: Durations,
+    preparations: Durations,
+    xid_errors: Family<XidLabels, Counter>,
 }
 
 impl Metrics {
-    /// Registers the metrics; prefix `tessera_agent`.
+    /// Registers the metrics, with the prefix `tessera_agent`.
     pub fn register(registry: &mut Registry) -> Self {
-        fn buckets() -> Histogram {
-            Histogram::new(exponential_buckets(0.001, 2.0, 15))
-        }
         let registry = registry.sub_registry_with_prefix("agent");
-        let mut family = |name: &str, help: &str| {
+        let mut durations = |name: &str, help: &str| {
             let family = Durations::new_with_constructor(buckets);
             registry.register_with_unit(name, help, Unit::Seconds, family.clone());
             family
         };
-        let create = family(
+        let creations = durations(
             "instance_create_duration",
-            "Time to make a GPU instance with its compute instance",
+            "Duration of creating a GPU instance with its compute instance",
         );
-        let destroy = family("instance_destroy_duration", "Time to remove a GPU instance");
-        let prestart = family(
+        let destructions = durations(
+            "instance_destroy_duration",
+            "Duration of destroying a GPU instance",
+        );
+        let preparations = durations(
             "container_prepare_duration",
-            "Time that a container's start waited for its devices",
+            "Duration of preparing a container, including the wait for its devices",
         );
-        let xids = Family::default();
-        registry.register("xid_errors", "XIDs that a GPU told", xids.clone());
+        let xid_errors = Family::default();
+        registry.register(
+            "xid_errors",
+            "Number of XID errors per GPU and XID",
+            xid_errors.clone(),
+        );
         Self {
-            create,
-            destroy,
-            prestart,
-            xids,
+            creations,
+            destructions,
+            preparations,
+            xid_errors,
         }
     }
 
-    /// A card told an XID.
-    pub fn xid(&self, gpu: &str, xid: u64) {
+    /// Counts an XID error of a GPU.
+    pub(crate) fn count_xid(&self, gpu: &str, xid: u64) {
         let device_uuid = gpu.to_owned();
-        self.xids
+        self.xid_errors
             .get_or_create(&XidLabels { device_uuid, xid })
             .inc();
     }
 
-    /// An instance was made, or not.
-    pub fn created(&self, time: Duration, ok: bool) {
-        observe(&self.create, time, ok);
+    pub(crate) fn observe_creation(&self, duration: Duration, is_ok: bool) {
+        observe(&self.creations, duration, is_ok);
     }
 
-    /// An instance was removed, or not.
-    pub fn destroyed(&self, time: Duration, ok: bool) {
-        observe(&self.destroy, time, ok);
+    pub(crate) fn observe_destruction(&self, duration: Duration, is_ok: bool) {
+        observe(&self.destructions, duration, is_ok);
     }
 
-    /// A container's devices were prepared, or not.
-    pub fn prepared(&self, time: Duration, ok: bool) {
-        observe(&self.prestart, time, ok);
+    pub(crate) fn observe_preparation(&self, duration: Duration, is_ok: bool) {
+        observe(&self.preparations, duration, is_ok);
     }
 }
 
-fn observe(family: &Durations, time: Duration, ok: bool) {
-    let outcome = if ok { Outcome::ok } else { Outcome::error };
+/// From 1 ms to 16 s.
+fn buckets() -> Histogram {
+    Histogram::new(exponential_buckets(0.001, 2.0, 15))
+}
+
+fn observe(family: &Durations, duration: Duration, is_ok: bool) {
+    let outcome = if is_ok { Outcome::ok } else { Outcome::error };
     family
         .get_or_create(&Labels { outcome })
-        .observe(time.as_secs_f64());
-}
-
-/// Cards and instances, read at scrape time.
-#[derive(Debug)]
-pub struct CardsCollector {
-    /// The node's name, for the label.
-    pub node: String,
-    /// The published state.
-    pub inventory: watch::Receiver<Arc<Inventory>>,
-}
-
-impl Collector for CardsCollector {
-    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
-        let inventory = self.inventory.borrow().clone();
-        let cards = status::cards(&inventory, 0);
-        {
-            let mut metric = encoder.encode_descriptor(
-                "gpu_info",
-                "A card; the value is 1 while it is healthy",
-                None,
-                MetricType::Gauge,
-            )?;
-            for gpu in &cards {
-                let labels = [
-                    ("node", self.node.as_str()),
-                    ("device_uuid", &gpu.uuid),
-                    ("device_type", &gpu.model),
-                    (
-                        "mode",
-                        if gpu.mode == VgpuMode::Mig {
-                            "mig"
-                        } else {
-                            "hami-core"
-                        },
-                    ),
-                ];
-                let healthy = i64::from(gpu.unhealthy.is_none());
-                ConstGauge::new(healthy).encode(metric.encode_family(&labels)?)?;
-            }
-        }
-        {
-            let mut metric = encoder.encode_descriptor(
-                "mig_instances",
-                "GPU instances, by what they are there for",
-                None,
-                MetricType::Gauge,
-            )?;
-            for state in InstanceState::ALL {
-                let all = cards.iter().flat_map(|gpu| &gpu.instances);
-                let count = all.filter(|instance| instance.state == state).count();
-                let state = format!("{state:?}");
-                let labels = [("node", self.node.as_str()), ("state", &state)];
-                let count = i64::try_from(count).unwrap_or(i64::MAX);
-                ConstGauge::new(count).encode(metric.encode_family(&labels)?)?;
-            }
-        }
-        let mut metric = encoder.encode_descriptor(
-            "mig_instance_memory",
-            "Memory of a GPU instance",
-            Some(&Unit::Bytes),
-            MetricType::Gauge,
-        )?;
-        for gpu in &cards {
-            for instance in &gpu.instances {
-                let text = |value: &Option<String>| value.clone().unwrap_or_default();
-                let (pod, uuid, container) = (
-                    text(&instance.pod),
-                    text(&instance.uuid),
-                    text(&instance.container),
-                );
-                let (namespace, pod) = pod.split_once('/').unwrap_or(("", ""));
-                let start = instance.start.to_string();
-                let state = format!("{:?}", instance.state);
-                let labels = [
-                    ("node", self.node.as_str()),
-                    ("device_uuid", &gpu.uuid),
-                    ("mig_uuid", &uuid),
-                    ("profile", &instance.profile),
-                    ("placement_start", &start),
-                    ("state", &state),
-                    ("namespace", namespace),
-                    ("pod", pod),
-                    ("container", &container),
-                ];
-                let bytes = i64::try_from(instance.memory_mib << 20).unwrap_or(i64::MAX);
-                ConstGauge::new(bytes).encode(metric.encode_family(&labels)?)?;
-            }
-        }
-        Ok(())
-    }
+        .observe(duration.as_secs_f64());
 }

@@ -1,10 +1,14 @@
-//! The pods of this node, by a watch of our own.
+//! The pods of this node with a claim, by a watch of the agent's own.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::sync::Arc;
 
-use daemon::{pods, watches::Change};
+use daemon::{
+    pods,
+    ready::Latch,
+    watches::{self, Change},
+};
 use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
-use kube::ResourceExt;
+use kube::{Api, Client, ResourceExt, runtime::watcher};
 use tokio::sync::watch;
 
 use crate::{
@@ -12,52 +16,81 @@ use crate::{
     materialise::thread::NvmlThread,
 };
 
-/// The living pods with a claim, by UID; nothing until the first list of them is complete.
-pub type Pods = Option<Arc<ClaimedPods>>;
+/// The living pods with a claim; `None` until the first list of pods is complete.
+pub(crate) type Pods = Option<Arc<ClaimedPods>>;
 
-/// Keeps the pods, and hands every change to the owner of the cards.
-#[derive(Debug, Default)]
-pub struct Follower {
-    pods: BTreeMap<String, ClaimedPod>,
-    /// Nothing is handed on before the first list is complete: its absence of a pod would be no truth.
-    complete: bool,
+/// Watches the pods of a node, and hands every change to the NVML thread and to `share`, forever.
+pub(crate) async fn watch(
+    client: Client,
+    node_name: String,
+    latch: Latch,
+    nvml: NvmlThread,
+    share: watch::Sender<Pods>,
+) {
+    let of_node = watcher::Config::default().fields(&format!("spec.nodeName={node_name}"));
+    let mut known = KnownPods::default();
+    watches::watch(Api::<Pod>::all(client), of_node, Some(latch), |change| {
+        if let Some(pods) = known.apply(change) {
+            nvml.set_pods(pods.clone());
+            share.send_replace(Some(pods));
+        }
+    })
+    .await;
 }
 
-impl Follower {
-    /// Takes over a change of the watch.
-    pub fn apply(&mut self, change: Change<Pod>, nvml: &NvmlThread, shared: &watch::Sender<Pods>) {
-        let before = self.pods.clone();
-        match change {
-            Change::Apply(pod) => {
-                let uid = pod.uid().unwrap_or_default();
-                match claimed(&pod) {
-                    Some(claimed) => {
-                        self.pods.insert(uid, claimed);
-                    }
-                    None => {
-                        self.pods.remove(&uid);
-                    }
-                }
-            }
-            Change::Delete(pod) => {
-                self.pods.remove(&pod.uid().unwrap_or_default());
-            }
+/// The pods as the watch has delivered them.
+#[derive(Debug, Default)]
+struct KnownPods {
+    /// Shared with all who were handed them; copied when they change.
+    pods: Arc<ClaimedPods>,
+    /// Whether the first list was complete: before, a pod that is absent may still exist.
+    is_complete: bool,
+}
+
+impl KnownPods {
+    /// Applies a change of the watch. Returns all pods if they are to be handed on: if they have changed, or are complete
+    /// for the first time.
+    fn apply(&mut self, change: Change<Pod>) -> Option<Arc<ClaimedPods>> {
+        let was_complete = self.is_complete;
+        let has_changed = match change {
+            Change::Apply(pod) => match claimed(&pod) {
+                Some(claimed) => self.insert(claimed),
+                None => self.remove(&pod),
+            },
+            Change::Delete(pod) => self.remove(&pod),
             Change::Complete { uids, .. } => {
-                self.pods.retain(|uid, _| uids.contains(uid));
-                if !self.complete {
-                    self.complete = true;
-                    nvml.set_pods(Arc::new(self.pods.clone()));
-                    shared.send_replace(Some(Arc::new(self.pods.clone())));
+                self.is_complete = true;
+                let has_gone = self.pods.keys().any(|uid| !uids.contains(uid));
+                if has_gone {
+                    Arc::make_mut(&mut self.pods).retain(|uid, _| uids.contains(uid));
                 }
+                has_gone
             }
+        };
+        (self.is_complete && (has_changed || !was_complete)).then(|| self.pods.clone())
+    }
+
+    /// Returns whether that is a change.
+    fn insert(&mut self, pod: ClaimedPod) -> bool {
+        let is_change = self.pods.get(&pod.uid) != Some(&pod);
+        if is_change {
+            Arc::make_mut(&mut self.pods).insert(pod.uid.clone(), pod);
         }
-        if self.complete && self.pods != before {
-            nvml.set_pods(Arc::new(self.pods.clone()));
-            shared.send_replace(Some(Arc::new(self.pods.clone())));
+        is_change
+    }
+
+    /// Returns whether that is a change.
+    fn remove(&mut self, pod: &Pod) -> bool {
+        let uid = pod.uid().unwrap_or_default();
+        let is_change = self.pods.contains_key(&uid);
+        if is_change {
+            Arc::make_mut(&mut self.pods).remove(&uid);
         }
+        is_change
     }
 }
 
+/// A living pod with a claim that can be read.
 fn claimed(pod: &Pod) -> Option<ClaimedPod> {
     if pods::is_over(pod) {
         return None;
@@ -68,24 +101,22 @@ fn claimed(pod: &Pod) -> Option<ClaimedPod> {
             tracing::warn!(
                 pod = pods::key(pod),
                 error = &error as &dyn std::error::Error,
-                "Skipped a bad claim"
+                "Skipped a pod with a bad claim"
             );
             return None;
         }
     };
     let status = pod.status.as_ref();
-    let statuses = |list: Option<&Vec<ContainerStatus>>| list.cloned().unwrap_or_default();
-    let containers = statuses(status.and_then(|s| s.init_container_statuses.as_ref()))
-        .into_iter()
-        .chain(statuses(status.and_then(|s| s.container_statuses.as_ref())))
-        .map(|status| (status.name.clone(), progress(&status)))
-        .collect();
+    let init = status.and_then(|status| status.init_container_statuses.as_ref());
+    let app = status.and_then(|status| status.container_statuses.as_ref());
+    let statuses = init.into_iter().chain(app).flatten();
     Some(ClaimedPod {
         uid: pod.uid()?,
-        namespace: pod.namespace().unwrap_or_default(),
-        name: pod.name_any(),
+        name: pods::name(pod),
         claim,
-        containers,
+        containers: statuses
+            .map(|status| (status.name.clone(), progress(status)))
+            .collect(),
     })
 }
 
@@ -112,7 +143,11 @@ fn progress(status: &ContainerStatus) -> Progress {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
+
+    const CLAIM: &str = r#"{"v":1,"containers":[{"name":"main","devices":[]}]}"#;
 
     fn pod(name: &str, claim: &str) -> Pod {
         let pod = serde_json::json!({
@@ -122,19 +157,62 @@ mod tests {
         serde_json::from_value(pod).unwrap()
     }
 
+    fn apply(pod: Pod) -> Change<Pod> {
+        Change::Apply(Box::new(pod))
+    }
+
+    fn complete(uids: &[&str]) -> Change<Pod> {
+        Change::Complete {
+            uids: uids.iter().map(|uid| (*uid).to_owned()).collect(),
+            names: BTreeSet::new(),
+        }
+    }
+
+    fn uids(pods: Option<Arc<ClaimedPods>>) -> Option<Vec<String>> {
+        pods.map(|pods| pods.keys().cloned().collect())
+    }
+
     /// Peer lesson: one bad record does not stop the others.
     #[test]
     fn a_bad_claim_is_skipped_and_the_others_are_read() {
-        let good = r#"{"v":1,"containers":[{"name":"main","devices":[]}]}"#;
         for bad in [
             "",
             "{",
             r#"{"v":99,"containers":[]}"#,
             r#"{"v":1,"containers":[{"name":1}]}"#,
         ] {
-            let pods = [pod("bad", bad), pod("good", good)];
+            let pods = [pod("bad", bad), pod("good", CLAIM)];
             let read: Vec<_> = pods.iter().filter_map(claimed).map(|pod| pod.uid).collect();
             assert_eq!(read, ["good"], "{bad}");
         }
+    }
+
+    #[test]
+    fn pods_are_handed_on_when_the_first_list_is_complete_and_then_after_each_change() {
+        let mut known = KnownPods::default();
+        assert_eq!(uids(known.apply(apply(pod("a", CLAIM)))), None);
+        let first = known.apply(complete(&["a"]));
+        assert_eq!(uids(first), Some(vec!["a".into()]));
+        let second = known.apply(apply(pod("b", CLAIM)));
+        assert_eq!(uids(second), Some(vec!["a".into(), "b".into()]));
+        let gone = known.apply(Change::Delete(Box::new(pod("a", CLAIM))));
+        assert_eq!(uids(gone), Some(vec!["b".into()]));
+        assert_eq!(uids(known.apply(complete(&[]))), Some(vec![]));
+    }
+
+    #[test]
+    fn what_changes_nothing_is_neither_handed_on_nor_copied() {
+        let mut known = KnownPods::default();
+        known.apply(apply(pod("a", CLAIM)));
+        let handed_on = known.apply(complete(&["a"])).unwrap();
+        for change in [
+            apply(pod("a", CLAIM)),
+            apply(pod("other", "")),
+            Change::Delete(Box::new(pod("other", CLAIM))),
+            complete(&["a", "other"]),
+        ] {
+            assert_eq!(known.apply(change), None);
+        }
+        assert!(Arc::ptr_eq(&handed_on, &known.pods));
     }
 }

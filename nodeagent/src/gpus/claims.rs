@@ -2,7 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use domain::claim::{Claim, ContainerClaim};
+use domain::{
+    claim::{Claim, ContainerClaim},
+    pod::PodName,
+};
 
 use crate::gpus::record::ContainerRef;
 
@@ -14,10 +17,8 @@ pub type ClaimedPods = BTreeMap<String, ClaimedPod>;
 pub struct ClaimedPod {
     /// `metadata.uid`.
     pub uid: String,
-    /// `metadata.namespace`.
-    pub namespace: String,
-    /// `metadata.name`.
-    pub name: String,
+    /// `metadata.namespace` and `metadata.name`.
+    pub name: PodName,
     /// The content of its claim annotation.
     pub claim: Claim,
     /// Progress of its containers by name, from the pod's status.
@@ -36,16 +37,11 @@ pub struct Progress {
 }
 
 impl ClaimedPod {
-    /// `namespace/name`.
-    pub fn key(&self) -> String {
-        format!("{}/{}", self.namespace, self.name)
-    }
-
     /// One of its containers, as the journal records it.
     pub fn container_ref(&self, container: &str) -> ContainerRef {
         ContainerRef {
             uid: self.uid.clone(),
-            pod: self.key(),
+            pod: self.name.to_string(),
             container: container.to_owned(),
         }
     }

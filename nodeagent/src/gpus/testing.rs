@@ -6,6 +6,7 @@ use domain::{
     claim::{Claim, ClaimedDevice, ContainerClaim, Slot},
     demand::ContainerKind,
     fixtures,
+    pod::PodName,
 };
 
 use crate::{
@@ -46,8 +47,7 @@ pub(crate) fn pod(uid: &str, containers: &[(&str, ContainerKind, Slot)]) -> Clai
     });
     ClaimedPod {
         uid: uid.into(),
-        namespace: "n".into(),
-        name: uid.into(),
+        name: PodName::new("n", uid),
         claim: Claim {
             containers: containers.collect(),
         },

@@ -1,13 +1,13 @@
 //! kubelet's own record of device ids, `kubelet_internal_checkpoint`: the only one that names init containers.
 //!
-//! The format is kubelet's internal one (`pkg/kubelet/cm/devicemanager/checkpoint`), so it is read
-//! for what `PodResources` cannot say, and its absence or another form is no error.
+//! The format is internal to kubelet (`pkg/kubelet/cm/devicemanager/checkpoint`). The file is read for what
+//! `PodResources` does not report, and a file that is missing or has another format is no error.
 
 use std::{collections::BTreeMap, path::Path};
 
 use serde::Deserialize;
 
-use crate::kubelet::device_ids::{Holding, PodName};
+use crate::kubelet::id_holders::{IdHolder, PodRef};
 
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
@@ -35,22 +35,22 @@ struct Entry {
     device_ids: BTreeMap<String, Vec<String>>,
 }
 
-/// The holdings of a resource; empty when the file is not there or of another form.
-pub fn read(path: &Path, resource: &str) -> Vec<Holding> {
+/// The containers that hold ids of a resource. Empty if the file is missing or has another format.
+pub(crate) fn read(path: &Path, resource: &str) -> Vec<IdHolder> {
     match std::fs::read(path) {
         Ok(bytes) => parse(&bytes, resource),
         Err(error) => {
-            tracing::debug!(%error, "No kubelet checkpoint");
+            tracing::debug!(%error, "Cannot read kubelet's checkpoint");
             vec![]
         }
     }
 }
 
-fn parse(bytes: &[u8], resource: &str) -> Vec<Holding> {
+fn parse(bytes: &[u8], resource: &str) -> Vec<IdHolder> {
     let file: File = match serde_json::from_slice(bytes) {
         Ok(file) => file,
         Err(error) => {
-            tracing::debug!(%error, "kubelet's checkpoint has another form");
+            tracing::debug!(%error, "kubelet's checkpoint has an unknown format");
             return vec![];
         }
     };
@@ -59,8 +59,8 @@ fn parse(bytes: &[u8], resource: &str) -> Vec<Holding> {
         .unwrap_or_default()
         .into_iter()
         .filter(|entry| entry.resource_name == resource)
-        .map(|entry| Holding {
-            pod: PodName::Uid(entry.pod_uid),
+        .map(|entry| IdHolder {
+            pod: PodRef::Uid(entry.pod_uid),
             container: entry.container_name,
             ids: entry.device_ids.into_values().flatten().collect(),
         })
@@ -72,18 +72,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn kubelets_form_is_read() {
+    fn kubelets_format_is_read() {
         let text = br#"{"Data":{"PodDeviceEntries":[{"PodUID":"u","ContainerName":"i","ResourceName":"nvidia.com/gpu",
             "DeviceIDs":{"-1":["d7","d6"]},"AllocResp":"Eg=="},{"PodUID":"u","ContainerName":"x","ResourceName":"other/x",
             "DeviceIDs":{"0":["e"]},"AllocResp":""}],"RegisteredDevices":{"nvidia.com/gpu":["d6","d7"]}},"Checksum":1}"#;
-        let holdings = parse(text, "nvidia.com/gpu");
-        assert_eq!(holdings.len(), 1);
-        assert_eq!(holdings[0].container, "i");
-        assert_eq!(holdings[0].ids.iter().collect::<Vec<_>>(), ["d6", "d7"]);
+        let holders = parse(text, "nvidia.com/gpu");
+        assert_eq!(holders.len(), 1);
+        assert_eq!(holders[0].container, "i");
+        assert_eq!(holders[0].ids.iter().collect::<Vec<_>>(), ["d6", "d7"]);
     }
 
     #[test]
-    fn no_file_and_other_forms_are_nothing() {
+    fn a_missing_file_and_other_formats_name_no_holders() {
         assert_eq!(parse(b"junk", "x"), []);
         assert_eq!(
             parse(br#"{"Data":{"PodDeviceEntries":null},"Checksum":1}"#, "x"),

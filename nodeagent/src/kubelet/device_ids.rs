@@ -1,327 +1,277 @@
-//! Which pod and container a set of device ids means, at the moment when that container starts. Pure.
+//! The device ids that kubelet is offered, and which of them are healthy. Pure.
 //!
-//! kubelet's calls name device ids only. Its checkpoint lists every (pod, container, ids), its
-//! `PodResources` all but ordinary init containers; an init container's ids are given again to the
-//! pod's other containers, so the same set may mean several containers, one after the other.
+//! Ids stand for a count: kubelet takes any of them for any GPU, and the pod's claim names the GPU. But kubelet
+//! publishes the health of a pod's ids in its status, and after a reboot it fails a pod unless all of its ids are there
+//! and healthy. So the unhealthy ids are those of the pods on unhealthy GPUs. If these pods hold fewer ids than their
+//! GPUs had, free ids make up the rest.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
-use domain::demand::ContainerKind;
-
-use crate::gpus::claims::ClaimedPod;
-
-/// A set of device ids; the order differs between kubelet's calls.
-pub type DeviceIds = BTreeSet<String>;
-
-/// A container that kubelet says holds device ids.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Holding {
-    /// By UID from the checkpoint, by `namespace/name` from `PodResources`.
-    pub pod: PodName,
-    /// The container.
-    pub container: String,
-    /// Its ids.
-    pub ids: DeviceIds,
-}
-
-/// How kubelet named a pod.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum PodName {
-    /// UID.
-    Uid(String),
-    /// `namespace/name`.
-    Key(String),
-}
-
-impl PodName {
-    /// Whether it is this pod's.
-    pub fn is(&self, pod: &ClaimedPod) -> bool {
-        match self {
-            Self::Uid(uid) => pod.uid == *uid,
-            Self::Key(key) => pod.key() == *key,
-        }
-    }
-}
-
-/// The container that was prepared last for a set of ids, with its status at that time.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Served {
-    /// UID of the pod.
-    pub uid: String,
-    /// The container.
-    pub container: String,
-    /// [`Progress::fingerprint`](crate::gpus::claims::Progress) when it was prepared.
-    pub fingerprint: String,
-}
-
-/// What a set of device ids means.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Owner {
-    /// This container is starting.
-    Container {
-        /// UID of the pod.
-        uid: String,
-        /// The container.
-        container: String,
+use crate::{
+    gpus::{inventory::Inventory, state::GpuState},
+    kubelet::{
+        api::device_plugin::{Device, NumaNode, TopologyInfo},
+        id_holders::IdHolder,
     },
-    /// It cannot be told yet: the watch of pods lags behind kubelet. Ask again after the next change.
-    NotYet(String),
-    /// kubelet knows nobody with these ids.
-    Nobody,
+};
+
+/// What an id is used for. Ids are healthy in this order, until there are enough of them.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Use {
+    /// By a container whose GPUs are all healthy.
+    OnHealthyGpu,
+    /// By a container that is not known yet.
+    Unknown,
+    /// Free, and named after a healthy GPU.
+    Free,
+    /// Free, and named after an unhealthy GPU.
+    FreeOfUnhealthyGpu,
+    /// By a container on a GPU that is unhealthy or gone.
+    OnUnhealthyGpu,
 }
 
-/// Finds the container that is starting with these ids.
+/// An id by its use, and the NUMA node of the GPU that it is named after.
+type Ids = BTreeMap<String, (Use, Option<u32>)>;
+
+/// The ids of all GPUs, `ids_per_gpu` for each and never fewer than the instances that it takes. As many are healthy as
+/// the healthy GPUs have, and all that pods on healthy GPUs hold, even if the GPU that an id is named after is gone.
 ///
-/// An exact match wins. Where kubelet knows the ids only as part of a container's (an init
-/// container's, which `PodResources` hides), the pod's init containers come into question too.
-pub fn resolve(
-    ids: &DeviceIds,
-    holdings: &[Holding],
-    pods: &BTreeMap<String, ClaimedPod>,
-    served: Option<&Served>,
-) -> Owner {
-    let find = |name: &PodName| pods.values().find(|pod| name.is(pod));
-    let mut candidates: Vec<(&ClaimedPod, &str)> = Vec::new();
-    let mut unknown = None;
-    for holding in holdings.iter().filter(|holding| holding.ids == *ids) {
-        match find(&holding.pod) {
-            Some(pod) if !candidates.contains(&(pod, &holding.container)) => {
-                candidates.push((pod, &holding.container));
-            }
-            Some(_) => {}
-            None => {
-                unknown = Some(format!(
-                    "pod of container {} is not known yet",
-                    holding.container
-                ));
-            }
-        }
+/// `holders` are those of kubelet's checkpoint.
+pub(crate) fn offered(
+    inventory: &Inventory,
+    ids_per_gpu: u32,
+    holders: &[IdHolder],
+) -> Vec<Device> {
+    let mut ids = free_ids(inventory, ids_per_gpu);
+    let of_healthy_gpus = ids.values().filter(|(free, _)| *free == Use::Free).count();
+    for (id, used) in held_ids(inventory, holders) {
+        ids.entry(id.to_owned()).or_insert((used, None)).0 = used;
     }
-    // An ordinary init container that the checkpoint would have named: of the pod that shares an id.
-    let hidden = holdings
+    let mut ids: Vec<_> = ids.into_iter().collect();
+    // A stable sort: ids of the same use stay in order, so the same ones are unhealthy each time.
+    ids.sort_by_key(|(_, (used, _))| *used);
+    let in_use = ids
         .iter()
-        .filter(|holding| !holding.ids.is_disjoint(ids))
-        .filter_map(|h| find(&h.pod));
-    if candidates.is_empty() {
-        for pod in hidden {
-            for container in &pod.claim.containers {
-                if container.kind == ContainerKind::Init
-                    && container.devices.len() == ids.len()
-                    && !candidates.contains(&(pod, &container.name))
-                {
-                    candidates.push((pod, &container.name));
-                }
-            }
-        }
-    }
-    let Some((pod, _)) = candidates.first().copied() else {
-        return unknown.map_or(Owner::Nobody, Owner::NotYet);
-    };
-    // Ids of a pod that is over may be listed still; a set belongs to one living pod at a time.
-    candidates.retain(|(candidate, _)| candidate.uid == pod.uid);
-    choose(
-        pod,
-        &candidates
-            .iter()
-            .map(|(_, container)| *container)
-            .collect::<Vec<_>>(),
-        served,
-    )
+        .filter(|(_, (used, _))| *used == Use::OnHealthyGpu)
+        .count();
+    let healthy = of_healthy_gpus.max(in_use);
+    let mut devices: Vec<Device> = ids
+        .into_iter()
+        .enumerate()
+        .map(|(position, (id, (used, numa)))| {
+            device(id, position < healthy && used != Use::OnUnhealthyGpu, numa)
+        })
+        .collect();
+    // kubelet is sent changed lists only: the order must not change with the health of other ids.
+    devices.sort_by(|a, b| a.id.cmp(&b.id));
+    devices
 }
 
-/// Of a pod's containers with the same ids, the one whose turn it is.
-fn choose(pod: &ClaimedPod, candidates: &[&str], served: Option<&Served>) -> Owner {
-    let found = |container: &str| Owner::Container {
-        uid: pod.uid.clone(),
-        container: container.to_owned(),
-    };
-    let order: Vec<&str> = pod
-        .claim
-        .containers
-        .iter()
-        .map(|container| container.name.as_str())
-        .filter(|name| candidates.contains(name))
-        .collect();
-    let (Some(first), rest) = (order.first(), order.get(1..).unwrap_or_default()) else {
-        return Owner::NotYet(format!(
-            "the claim of pod {} does not name the container",
-            pod.key()
-        ));
-    };
-    let devices = |name: &str| pod.container(name).map(|container| &container.devices);
-    if rest.iter().all(|name| devices(name) == devices(first)) && rest.is_empty() {
-        return found(first);
+/// The ids that are named after the GPUs, all of them free.
+fn free_ids(inventory: &Inventory, ids_per_gpu: u32) -> Ids {
+    let mut ids = Ids::new();
+    for (gpu, state) in &inventory.state.gpus {
+        let free = if is_healthy(inventory, gpu) {
+            Use::Free
+        } else {
+            Use::FreeOfUnhealthyGpu
+        };
+        let numbers = 0..id_count(state, ids_per_gpu);
+        ids.extend(numbers.map(|n| (format!("{gpu}-{n}"), (free, state.surveyed.numa))));
     }
-    let progress = |name: &str| pod.containers.get(name).cloned().unwrap_or_default();
-    let turn = order
-        .iter()
-        .copied()
-        .find(|name| !progress(name).completed)
-        .or_else(|| order.last().copied())
-        .unwrap_or(first);
-    let stale_running = progress(turn).running && turn != *order.last().unwrap_or(first);
-    let served_before = served.is_some_and(|served| {
-        served.uid == pod.uid
-            && served.container == turn
-            && served.fingerprint == progress(turn).fingerprint
-    });
-    // The container was prepared and nothing has been heard of it since: it may have run and ended.
-    if (stale_running || served_before) && turn != *order.last().unwrap_or(first) {
-        return Owner::NotYet(format!(
-            "the status of container {turn} of pod {} is not known yet",
-            pod.key()
-        ));
+    ids
+}
+
+/// The ids that containers hold. An init container's ids are given again to the pod's other containers: its first use
+/// in the order of [`Use`] counts.
+fn held_ids<'a>(inventory: &Inventory, holders: &'a [IdHolder]) -> BTreeMap<&'a str, Use> {
+    let mut held = BTreeMap::new();
+    for holder in holders {
+        let Some(used) = use_by(inventory, holder) else {
+            continue;
+        };
+        for id in &holder.ids {
+            let known = held.entry(id.as_str()).or_insert(used);
+            *known = used.min(*known);
+        }
     }
-    found(turn)
+    held
+}
+
+/// What a container uses its ids for; `None`: it is over.
+fn use_by(inventory: &Inventory, holder: &IdHolder) -> Option<Use> {
+    let Some(pods) = &inventory.state.pods else {
+        return Some(Use::Unknown);
+    };
+    let pod = pods.values().find(|pod| holder.pod.refers_to(pod))?;
+    let claim = pod.container(&holder.container)?;
+    let mut devices = claim.devices.iter();
+    let all_healthy = devices.all(|device| is_healthy(inventory, device.gpu()));
+    Some(if all_healthy {
+        Use::OnHealthyGpu
+    } else {
+        Use::OnUnhealthyGpu
+    })
+}
+
+fn is_healthy(inventory: &Inventory, gpu: &str) -> bool {
+    inventory.state.gpus.contains_key(gpu) && inventory.unhealthy_reason(gpu).is_none()
+}
+
+/// Number of ids that are named after a GPU: never fewer than the instances that it takes.
+fn id_count(state: &GpuState, ids_per_gpu: u32) -> u32 {
+    let offers = state.surveyed.model.offers.iter();
+    let most = offers.map(|offer| offer.max_count).max();
+    ids_per_gpu.max(u32::from(most.unwrap_or(0)))
+}
+
+fn device(id: String, is_healthy: bool, numa: Option<u32>) -> Device {
+    Device {
+        id,
+        health: if is_healthy { "Healthy" } else { "Unhealthy" }.to_owned(),
+        topology: numa.map(|id| TopologyInfo {
+            nodes: vec![NumaNode { id: id.into() }],
+        }),
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::{collections::BTreeSet, sync::Arc};
+
+    use domain::{fixtures, pod::PodName};
+
     use super::*;
-    use crate::gpus::claims::Progress;
-    use domain::claim::{Claim, ClaimedDevice, ContainerClaim, Slot};
+    use crate::{
+        gpus::{claims::ClaimedPod, state::NodeState},
+        kubelet::id_holders::PodRef,
+        nvml::data::{Health, SurveyedGpu},
+    };
 
-    fn ids(list: &[&str]) -> DeviceIds {
-        list.iter().map(|id| (*id).to_owned()).collect()
-    }
+    const IDS_PER_GPU: u32 = 10;
 
-    fn pod(uid: &str, containers: &[(&str, ContainerKind, u8, usize)]) -> ClaimedPod {
-        ClaimedPod {
-            uid: uid.into(),
-            namespace: "n".into(),
-            name: uid.into(),
-            claim: Claim {
-                containers: containers
-                    .iter()
-                    .map(|(name, kind, start, count)| ContainerClaim {
-                        name: (*name).into(),
-                        kind: *kind,
-                        devices: (0..*count)
-                            .map(|i| {
-                                ClaimedDevice::Mig(Slot {
-                                    gpu: "GPU-1".into(),
-                                    profile: "1g.10gb".into(),
-                                    start: start + u8::try_from(i).unwrap(),
-                                    size: 1,
-                                    mem: 1,
-                                })
-                            })
-                            .collect(),
-                    })
-                    .collect(),
+    fn gpu(index: u32, is_unhealthy: bool) -> SurveyedGpu {
+        SurveyedGpu {
+            index,
+            uuid: format!("GPU-{index}"),
+            minor: index,
+            numa: Some(0),
+            model: fixtures::a100_80gb(),
+            mig: None,
+            health: Health {
+                row_remapping_failed: is_unhealthy,
+                ..Health::default()
             },
-            containers: BTreeMap::new(),
+            instances: vec![],
         }
     }
 
-    fn holding(uid: &str, container: &str, list: &[&str]) -> Holding {
-        Holding {
-            pod: PodName::Uid(uid.into()),
-            container: container.into(),
-            ids: ids(list),
+    fn inventory(gpus: Vec<SurveyedGpu>, pods: Option<&[(&str, u32)]>) -> Inventory {
+        let mut state = NodeState::default();
+        state.apply_survey(gpus, &[], &[], 0);
+        if let Some(pods) = pods {
+            let pods = pods.iter().map(|(uid, gpu)| pod(uid, *gpu));
+            state.apply_pods(Arc::new(pods.collect()), 0);
+        }
+        Inventory {
+            state,
+            nvml_failure: None,
+            ..Inventory::unsurveyed()
         }
     }
 
-    fn world(pods: &[ClaimedPod]) -> BTreeMap<String, ClaimedPod> {
-        pods.iter()
-            .map(|pod| (pod.uid.clone(), pod.clone()))
-            .collect()
-    }
-
-    fn is(uid: &str, container: &str) -> Owner {
-        Owner::Container {
+    /// A pod with a share of a GPU.
+    fn pod(uid: &str, gpu: u32) -> (String, ClaimedPod) {
+        let device = serde_json::json!({ "mode": "hami-core", "gpu": format!("GPU-{gpu}"), "mem": 1, "cores": 0 });
+        let claim =
+            serde_json::json!({ "v": 1, "containers": [{ "name": "c", "devices": [device] }] });
+        let pod = ClaimedPod {
             uid: uid.into(),
-            container: container.into(),
+            name: PodName::new("n", uid),
+            claim: serde_json::from_value(claim).unwrap(),
+            containers: BTreeMap::new(),
+        };
+        (uid.into(), pod)
+    }
+
+    fn holder(uid: &str, ids: &[&str]) -> IdHolder {
+        IdHolder {
+            pod: PodRef::Uid(uid.into()),
+            container: "c".into(),
+            ids: ids.iter().map(|id| (*id).to_owned()).collect(),
         }
     }
 
-    const INIT: ContainerKind = ContainerKind::Init;
-    const APP: ContainerKind = ContainerKind::App;
+    fn healthy(devices: &[Device]) -> BTreeSet<&str> {
+        let healthy = devices.iter().filter(|device| device.health == "Healthy");
+        healthy.map(|device| device.id.as_str()).collect()
+    }
 
     #[test]
-    fn two_pods_bound_together_are_told_apart_by_their_ids() {
-        let pods = world(&[pod("a", &[("c", APP, 0, 1)]), pod("b", &[("c", APP, 1, 1)])]);
-        let holdings = [holding("a", "c", &["d1"]), holding("b", "c", &["d2"])];
-        assert_eq!(resolve(&ids(&["d2"]), &holdings, &pods, None), is("b", "c"));
+    fn all_ids_of_healthy_gpus_are_healthy() {
+        let holders = [holder("a", &["GPU-0-1"]), holder("gone", &["GPU-7-1"])];
+        let two = inventory(vec![gpu(0, false), gpu(1, false)], Some(&[("a", 1)]));
+        let devices = offered(&two, IDS_PER_GPU, &holders);
+        assert_eq!(devices.len(), 20);
+        assert_eq!(healthy(&devices).len(), 20);
         assert_eq!(
-            resolve(&ids(&["d3"]), &holdings, &pods, None),
-            Owner::Nobody
+            devices,
+            offered(&two, IDS_PER_GPU, &[]),
+            "no change for kubelet"
         );
+        assert!(devices.iter().all(|device| device.topology.is_some()));
     }
 
+    /// Issue 5: after a reboot a pod on a healthy GPU was failed because its ids were named after the unhealthy one.
     #[test]
-    fn a_pod_that_the_watch_has_not_shown_is_waited_for() {
-        let answer = resolve(
-            &ids(&["d1"]),
-            &[holding("a", "c", &["d1"])],
-            &world(&[]),
-            None,
-        );
-        assert!(matches!(answer, Owner::NotYet(_)), "{answer:?}");
-    }
-
-    /// Points 4 and 6 of what kubelet does: init {d6,d7}, then c1 {d7}, c2 {d2,d6}.
-    #[test]
-    fn an_init_containers_ids_are_split_between_the_others() {
-        let pods = world(&[pod(
-            "a",
-            &[("i", INIT, 0, 2), ("c1", APP, 0, 1), ("c2", APP, 1, 2)],
-        )]);
-        let holdings = [
-            holding("a", "i", &["d7", "d6"]),
-            holding("a", "c1", &["d7"]),
-            holding("a", "c2", &["d6", "d2"]),
+    fn an_unhealthy_gpu_costs_its_own_pods_their_ids_and_no_others() {
+        let holders = [
+            holder("healthy", &["GPU-0-1", "GPU-1-1", "GPU-0-2"]),
+            holder("unhealthy", &["GPU-1-2", "GPU-0-3"]),
+            holder("over", &["GPU-1-3"]),
         ];
-        assert_eq!(
-            resolve(&ids(&["d6", "d7"]), &holdings, &pods, None),
-            is("a", "i")
-        );
-        assert_eq!(
-            resolve(&ids(&["d7"]), &holdings, &pods, None),
-            is("a", "c1")
-        );
-        // Without the checkpoint only PodResources is there, which hides the init container.
-        assert_eq!(
-            resolve(&ids(&["d6", "d7"]), &holdings[1..], &pods, None),
-            is("a", "i")
-        );
+        let pods = [("healthy", 1), ("unhealthy", 0)];
+        let one_unhealthy = inventory(vec![gpu(0, true), gpu(1, false)], Some(&pods));
+        let devices = offered(&one_unhealthy, IDS_PER_GPU, &holders);
+        let healthy = healthy(&devices);
+        assert_eq!((devices.len(), healthy.len()), (20, 10));
+        for id in ["GPU-0-1", "GPU-1-1", "GPU-0-2"] {
+            assert!(healthy.contains(id), "{id} of the pod on the healthy GPU");
+        }
+        for id in ["GPU-1-2", "GPU-0-3"] {
+            assert!(!healthy.contains(id), "{id} of the pod on the other GPU");
+        }
     }
 
     #[test]
-    fn of_an_init_and_an_application_container_with_the_same_ids_the_status_tells_whose_turn_it_is()
-    {
-        let mut a = pod("a", &[("i", INIT, 0, 1), ("c", APP, 4, 1)]);
-        let holdings = [holding("a", "i", &["d1"]), holding("a", "c", &["d1"])];
-        let ask = |a: &ClaimedPod, served: Option<&Served>| {
-            resolve(
-                &ids(&["d1"]),
-                &holdings,
-                &world(std::slice::from_ref(a)),
-                served,
-            )
-        };
-        assert_eq!(ask(&a, None), is("a", "i"));
-        let served = Served {
-            uid: "a".into(),
-            container: "i".into(),
-            fingerprint: String::new(),
-        };
-        // Prepared, and no word of it since: it may have ended already.
-        assert!(matches!(ask(&a, Some(&served)), Owner::NotYet(_)));
-        let mut progress = Progress {
-            running: true,
-            completed: false,
-            fingerprint: "running".into(),
-        };
-        a.containers.insert("i".into(), progress.clone());
-        assert!(matches!(ask(&a, Some(&served)), Owner::NotYet(_)));
-        // It failed and is started again.
-        progress.running = false;
-        progress.fingerprint = "terminated 1".into();
-        a.containers.insert("i".into(), progress.clone());
-        assert_eq!(ask(&a, Some(&served)), is("a", "i"));
-        progress.completed = true;
-        a.containers.insert("i".into(), progress);
-        assert_eq!(ask(&a, Some(&served)), is("a", "c"));
+    fn held_ids_are_healthy_before_the_pods_are_known() {
+        let holders = [holder("a", &["GPU-0-1", "GPU-1-1"])];
+        let one_unhealthy = inventory(vec![gpu(0, true), gpu(1, false)], None);
+        let devices = offered(&one_unhealthy, IDS_PER_GPU, &holders);
+        let healthy = healthy(&devices);
+        assert_eq!((devices.len(), healthy.len()), (20, 10));
+        assert!(healthy.contains("GPU-0-1") && healthy.contains("GPU-1-1"));
+    }
+
+    #[test]
+    fn ids_of_a_gpu_that_is_gone_stay_while_a_pod_on_another_holds_them() {
+        let holders = [holder("a", &["GPU-0-1", "GPU-0-2"])];
+        for pods in [Some(&[("a", 1)][..]), None] {
+            let one_left = inventory(vec![gpu(1, false)], pods);
+            let devices = offered(&one_left, IDS_PER_GPU, &holders);
+            let healthy = healthy(&devices);
+            assert_eq!((devices.len(), healthy.len()), (12, 10));
+            assert!(healthy.contains("GPU-0-1") && healthy.contains("GPU-0-2"));
+        }
+        let no_pod = inventory(vec![gpu(1, false)], Some(&[]));
+        assert_eq!(offered(&no_pod, IDS_PER_GPU, &holders).len(), 10);
+    }
+
+    #[test]
+    fn while_nvml_hangs_no_id_is_healthy() {
+        let mut hanging = inventory(vec![gpu(0, false)], Some(&[("a", 0)]));
+        hanging.nvml_hang = Some("NVML has not answered for 30 s".into());
+        let devices = offered(&hanging, IDS_PER_GPU, &[holder("a", &["GPU-0-1"])]);
+        assert_eq!(healthy(&devices).len(), 0);
     }
 }

@@ -31,7 +31,8 @@ impl Worker {
     ) -> Result<(), ActionError> {
         let started = Instant::now();
         let result = self.create_instance(session, &slot, &container);
-        self.metrics.created(started.elapsed(), result.is_ok());
+        self.metrics
+            .observe_creation(started.elapsed(), result.is_ok());
         match result {
             Ok(instance) => {
                 self.created(&container, slot, instance, started.elapsed());

@@ -35,7 +35,8 @@ impl Worker {
             _ => 0,
         };
         let result = session.destroy(gpu, &live);
-        self.metrics.destroyed(started.elapsed(), result.is_ok());
+        self.metrics
+            .observe_destruction(started.elapsed(), result.is_ok());
         match result {
             Ok(()) => {
                 self.destroyed(gpu, &live, failures, started.elapsed());

@@ -75,7 +75,7 @@ impl Worker {
             "A GPU reported a fault"
         );
         if let (FaultKind::Xid(xid), Some(gpu)) = (fault.kind, &fault.gpu) {
-            self.metrics.xid(gpu, xid);
+            self.metrics.count_xid(gpu, xid);
         }
         if let Some(gpu) = &fault.gpu
             && self.state.gpus.contains_key(gpu)

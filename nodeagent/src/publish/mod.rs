@@ -1,4 +1,9 @@
-//! What the agent reports: the `GpuNode` object, Events, metrics.
+//! What the agent writes to the API server (the `GpuNode` object, Events, pods that cannot start) and its metrics.
 
-pub mod events;
-pub mod status;
+pub(crate) mod collector;
+pub(crate) mod conditions;
+pub(crate) mod events;
+pub(crate) mod gpus;
+pub(crate) mod pod_failure;
+pub(crate) mod publisher;
+pub(crate) mod status;

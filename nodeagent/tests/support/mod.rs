@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use domain::{claim::Claim, gpu::Offer};
+use domain::{claim::Claim, gpu::Offer, pod::PodName};
 use nodeagent::gpus::claims::{ClaimedPod, ClaimedPods};
 
 /// A claim of one container `main` on one instance.
@@ -18,8 +18,7 @@ pub(crate) fn pods<'a>(claims: impl IntoIterator<Item = (&'a str, &'a Claim)>) -
     let pods = claims.into_iter().map(|(uid, claim)| {
         let pod = ClaimedPod {
             uid: uid.to_owned(),
-            namespace: "default".to_owned(),
-            name: uid.to_owned(),
+            name: PodName::new("default", uid),
             claim: claim.clone(),
             containers: BTreeMap::new(),
         };
