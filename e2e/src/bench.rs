@@ -1,4 +1,4 @@
-//! How long a pod's start takes with GPU, compared with one without, in the same run.
+//! How long a pod with GPU takes to start, compared with one without in the same run.
 
 use std::{
     path::Path,
@@ -20,10 +20,10 @@ use kube::{
 };
 use serde_json::{Value, json};
 
-/// Pods of each kind, one after the other, in turns.
+/// Pods per kind; the kinds take turns.
 const ROUNDS: usize = 15;
 
-/// The parts that are looked at.
+/// The processes that are measured.
 const PARTS: [&str; 3] = ["webhook", "plugin", "agent-real"];
 
 /// Brings up the cluster, measures, takes it down.
@@ -32,7 +32,7 @@ pub(crate) async fn run(dir: &Path) -> anyhow::Result<()> {
     let used = Used::now(&tessera);
     let result = measure(&tessera).await;
     let churn = used.since(&tessera);
-    // What the last pod left is cleaned up by then.
+    // Until then the agent destroys what the last pod left.
     tokio::time::sleep(Duration::from_secs(10)).await;
     let used = Used::now(&tessera);
     tokio::time::sleep(Duration::from_secs(20)).await;
@@ -44,9 +44,7 @@ pub(crate) async fn run(dir: &Path) -> anyhow::Result<()> {
         times.sort();
         times
     });
-    println!(
-        "from the binding seen to the container seen running, on the real node, {ROUNDS} pods each:"
-    );
+    println!("Time from binding to running container on the real node, {ROUNDS} pods each:");
     for (what, times) in [("without GPU", &without), ("2 MIG instances", &with)] {
         println!(
             "{what:16} median {:4} ms, slowest {:4} ms",
@@ -55,23 +53,23 @@ pub(crate) async fn run(dir: &Path) -> anyhow::Result<()> {
         );
     }
     let ratio = median(&with).as_secs_f64() / median(&without).as_secs_f64();
-    println!("ratio of the medians: {ratio:.2}");
+    println!("ratio of medians: {ratio:.2}");
     let mut recovered = recovered?;
     recovered.sort();
     println!(
-        "agent killed and started, with {HELD} instances in use, until kubelet knows its devices: median {} ms, slowest {} ms",
+        "Agent killed and started with {INSTANCES_IN_USE} instances in use, until kubelet knows its devices again: median {} ms, slowest {} ms",
         median(&recovered).as_millis(),
         recovered.last().copied().unwrap_or_default().as_millis()
     );
     let build = if cfg!(debug_assertions) {
-        "unoptimised"
+        "debug"
     } else {
-        "optimised"
+        "release"
     };
-    println!("\n{build} build: memory in MiB, time on a processor in percent");
+    println!("\n{build} build: memory in MiB, CPU time in percent of one core");
     println!(
         "{:12} {:>9} {:>12} {:>6} {:>9} {:>9}",
-        "", "resident", "of it no file", "most", "in churn", "idle"
+        "", "resident", "anonymous", "peak", "CPU busy", "CPU idle"
     );
     for ((part, churn), idle) in PARTS.iter().zip(churn).zip(idle) {
         let (Some((_, busy)), Some(([resident, anonymous, most], quiet))) = (churn, idle) else {
@@ -83,14 +81,15 @@ pub(crate) async fn run(dir: &Path) -> anyhow::Result<()> {
 }
 
 /// Instances in use while the agent is killed.
-const HELD: usize = 7;
-/// The pod that has them, and stays.
-const HOLDS: &str = "holds";
+const INSTANCES_IN_USE: usize = 7;
+/// The pod that has them; it is not deleted.
+const LASTING_POD: &str = "holds";
 
 /// Time from the start of an agent that was killed until kubelet knows its devices again.
 async fn recover(tessera: &Tessera) -> anyhow::Result<Vec<Duration>> {
-    let limits = json!({ "nvidia.com/gpu": HELD.to_string(), "nvidia.com/gpumem": "8000" });
-    start(tessera, HOLDS, &limits).await?;
+    let limits =
+        json!({ "nvidia.com/gpu": INSTANCES_IN_USE.to_string(), "nvidia.com/gpumem": "8000" });
+    start(tessera, LASTING_POD, &limits).await?;
     let mut times = Vec::new();
     for _ in 0..5 {
         let agent = e2e::tessera::agent("real");
@@ -102,7 +101,7 @@ async fn recover(tessera: &Tessera) -> anyhow::Result<Vec<Duration>> {
     Ok(times)
 }
 
-/// What the parts had used at a time.
+/// CPU time that the processes had used at a time.
 struct Used(Instant, Vec<Option<Duration>>);
 
 impl Used {
@@ -122,7 +121,7 @@ impl Used {
         )
     }
 
-    /// Memory now in MiB, and the part of a processor that was taken since, in percent.
+    /// Memory now, in MiB, and the share of a core that was used since, in percent.
     #[allow(
         clippy::cast_precision_loss,
         reason = "memory sizes are far below 2^52"
@@ -153,7 +152,7 @@ async fn measure(tessera: &Tessera) -> anyhow::Result<(Vec<Duration>, Vec<Durati
     Ok((without, with))
 }
 
-/// Time between the sight of a pod's node and that of its running container.
+/// Time from the event with the pod's node to the event with its running container.
 async fn start(tessera: &Tessera, name: &str, limits: &Value) -> anyhow::Result<Duration> {
     let pods: Api<Pod> = Api::default_namespaced(tessera.cluster.client());
     let pod = serde_json::from_value(json!({ "metadata": { "name": name }, "spec": {
@@ -180,7 +179,7 @@ async fn start(tessera: &Tessera, name: &str, limits: &Value) -> anyhow::Result<
                 return Ok::<_, anyhow::Error>(bound.elapsed());
             }
         }
-        anyhow::bail!("the watch ended")
+        anyhow::bail!("the watch ended before pod {name} ran")
     };
     let took = tokio::time::timeout(Duration::from_mins(1), took)
         .await
@@ -188,8 +187,8 @@ async fn start(tessera: &Tessera, name: &str, limits: &Value) -> anyhow::Result<
             what: format!("pod {name} to run"),
             waited: Duration::from_mins(1),
         })?
-        .context("watch of the pod")?;
-    if name != HOLDS {
+        .context("watching the pod")?;
+    if name != LASTING_POD {
         pods.delete(name, &DeleteParams::default()).await?;
     }
     Ok(took)

@@ -1,4 +1,4 @@
-//! The whole product on one machine: a cluster, Tessera, three nodes with GPUs, the examples.
+//! The whole product on one machine: a cluster, Tessera, three nodes with GPUs, and the examples.
 
 use std::{
     path::Path,
@@ -14,7 +14,7 @@ use e2e::{
     wait::until,
 };
 
-/// Brings up what is not up yet, applies the examples and prints who has what.
+/// Brings up what is not up yet, applies the examples and prints which pod has what.
 pub(crate) async fn run(dir: &Path) -> anyhow::Result<()> {
     let started = Instant::now();
     let step = |what: &str| println!("{:6.1} s  {what}", started.elapsed().as_secs_f64());
@@ -35,7 +35,7 @@ pub(crate) async fn run(dir: &Path) -> anyhow::Result<()> {
     });
     let result = all_run.await;
     if result.is_ok() {
-        step("all examples run");
+        step("all examples are running");
     }
     let rows = table::rows(cluster.client()).await?;
     println!("\n{}\n", table::table(&rows));

@@ -12,7 +12,7 @@ pub enum Error {
     File {
         /// The file or directory.
         path: PathBuf,
-        /// What the kernel said.
+        /// Error of the kernel.
         source: io::Error,
     },
     /// A program could not be started.
@@ -20,7 +20,7 @@ pub enum Error {
     Spawn {
         /// The program.
         program: PathBuf,
-        /// What the kernel said.
+        /// Error of the kernel.
         source: io::Error,
     },
     /// A program that should have done its work ended with an error.
@@ -34,7 +34,7 @@ pub enum Error {
         stderr: String,
     },
     /// A process ended when it should have been running.
-    #[error("{name} ended by itself; the end of {log}:\n{tail}")]
+    #[error("{name} exited by itself; end of {log}:\n{tail}")]
     Died {
         /// Name of the process in the state directory.
         name: String,
@@ -44,7 +44,7 @@ pub enum Error {
         tail: String,
     },
     /// Something did not happen in time.
-    #[error("waited {} s for {what}", .waited.as_secs())]
+    #[error("timed out after {} s waiting for {what}", .waited.as_secs())]
     Timeout {
         /// What was waited for, with the last answer where there was one.
         what: String,
@@ -55,13 +55,13 @@ pub enum Error {
     #[error("no process named {0} in this cluster")]
     Unknown(String),
     /// The state directory holds a cluster that runs.
-    #[error("a cluster already runs in {0}: attach to it or take it down")]
+    #[error("a cluster is already running in {0}; take it down with tessera-e2e down")]
     AlreadyUp(PathBuf),
     /// Another kubelet answers in the device plugin directory.
-    #[error("another kubelet serves {0}: this machine is a node of a cluster already")]
+    #[error("another kubelet serves {0}: this machine is already a node of a cluster")]
     ForeignKubelet(PathBuf),
     /// A program is not there.
-    #[error("{0} is missing: run make build")]
+    #[error("{0} is missing; run make build")]
     NotInstalled(PathBuf),
     /// The state directory holds no cluster, or the record of it cannot be read.
     #[error("no cluster in {0}")]

@@ -1,4 +1,4 @@
-//! The test cluster by hand: up, down, kubectl.
+//! The command for the test cluster: up, down, kubectl, demo, bench, chaos.
 #![allow(clippy::print_stdout, reason = "a command that prints")]
 
 mod bench;
@@ -29,27 +29,27 @@ struct Args {
 enum Command {
     /// Bring up a control plane and one real node, without Tessera.
     Up,
-    /// Bring up everything, apply the examples, and show which pod has what.
+    /// Bring up the cluster with Tessera, apply the examples, and show which pod has what.
     Demo,
-    /// Measure the start of pods with GPU and without.
+    /// Measure how long pods with and without GPU take to start.
     Bench,
-    /// Random pods, parts that are killed at random, and a checker of what must hold.
+    /// Create random pods, disturb random parts, and check what must hold.
     Chaos {
-        /// Seconds.
+        /// How long, in seconds.
         #[arg(long, default_value_t = 120)]
         duration: u64,
-        /// The same seed does the same.
+        /// Seed of the random choices.
         #[arg(long, default_value_t = 1)]
         seed: u64,
     },
     /// Show which pod has what.
     Show,
-    /// End it and remove every trace.
+    /// Take the cluster down and remove every trace of it.
     Down,
-    /// Run kubectl with all rights.
+    /// Run kubectl as cluster admin.
     #[command(disable_help_flag = true)]
     Kubectl {
-        /// Its arguments.
+        /// Arguments of kubectl.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<OsString>,
     },

@@ -1,4 +1,4 @@
-//! Which pod has what: one row for each device of each pod.
+//! Which pod has what: one row per device.
 
 use std::collections::BTreeMap;
 
@@ -25,7 +25,7 @@ pub struct Row {
     pub profile: String,
     /// First slice and size of the placement.
     pub placement: String,
-    /// UUID of the MIG device or GPU; empty while it is not made.
+    /// UUID of the MIG device or GPU; empty until it exists.
     pub uuid: String,
     /// Phase of the pod.
     pub phase: String,
@@ -82,36 +82,41 @@ fn of_pod(pod: &Pod, gpus: &BTreeMap<String, Gpu>) -> Vec<Row> {
                 container: container.name.clone(),
                 ..row.clone()
             };
-            rows.push(match device {
-                ClaimedDevice::Mig(slot) => {
-                    let gpu = gpus.get(&slot.gpu);
-                    let made = gpu.and_then(|gpu| {
-                        gpu.instances.iter().find(|instance| {
-                            instance.start == slot.start && instance.profile == slot.profile
-                        })
-                    });
-                    Row {
-                        gpu: gpu.map(|gpu| gpu.index.to_string()).unwrap_or_default(),
-                        profile: slot.profile.clone(),
-                        placement: format!("{}:{}", slot.start, slot.size),
-                        uuid: made.and_then(|made| made.uuid.clone()).unwrap_or_default(),
-                        ..row
-                    }
-                }
-                ClaimedDevice::HamiCore(share) => Row {
-                    gpu: gpus
-                        .get(&share.gpu)
-                        .map(|gpu| gpu.index.to_string())
-                        .unwrap_or_default(),
-                    profile: format!("{} MiB, {} % cores", share.mem, share.cores),
-                    placement: "-".to_owned(),
-                    uuid: share.gpu.clone(),
-                    ..row
-                },
-            });
+            rows.push(of_device(device, row, gpus));
         }
     }
     rows
+}
+
+/// The row of a device, from that of its container.
+fn of_device(device: &ClaimedDevice, row: Row, gpus: &BTreeMap<String, Gpu>) -> Row {
+    let gpu = gpus.get(device.gpu());
+    let index = gpu.map(|gpu| gpu.index.to_string()).unwrap_or_default();
+    match device {
+        ClaimedDevice::Mig(slot) => {
+            let instance = gpu.and_then(|gpu| {
+                gpu.instances.iter().find(|instance| {
+                    instance.start == slot.start && instance.profile == slot.profile
+                })
+            });
+            Row {
+                gpu: index,
+                profile: slot.profile.clone(),
+                placement: format!("{}:{}", slot.start, slot.size),
+                uuid: instance
+                    .and_then(|instance| instance.uuid.clone())
+                    .unwrap_or_default(),
+                ..row
+            }
+        }
+        ClaimedDevice::HamiCore(share) => Row {
+            gpu: index,
+            profile: format!("{} MiB, {} % cores", share.mem, share.cores),
+            placement: "-".to_owned(),
+            uuid: share.gpu.clone(),
+            ..row
+        },
+    }
 }
 
 /// The rows as a table for a person.
@@ -127,7 +132,7 @@ pub fn table(rows: &[Row]) -> Table {
         "PROFILE",
         "PLACEMENT",
         "UUID",
-        "STATE",
+        "PHASE",
     ]);
     for row in rows {
         table.add_row([

@@ -6,10 +6,10 @@ use tokio::time::Instant;
 
 use crate::error::Error;
 
-/// Between two looks.
-const STEP: Duration = Duration::from_millis(50);
+/// Pause between two looks.
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
-/// Looks again and again until there is an answer; `what` goes into the error when the time is over.
+/// Polls until there is an answer; `what` was waited for, for the error of a timeout.
 pub async fn until<T>(
     what: &str,
     limit: Duration,
@@ -26,6 +26,6 @@ pub async fn until<T>(
                 waited: limit,
             });
         }
-        tokio::time::sleep(STEP).await;
+        tokio::time::sleep(POLL_INTERVAL).await;
     }
 }

@@ -16,7 +16,7 @@ use e2e::{
 use libtest_mimic::{Arguments, Failed, Trial};
 use tokio::runtime::Runtime;
 
-use crate::scenarios::{SCENARIOS, Scenario, World};
+use crate::scenarios::{SCENARIOS, Scenario, world::World};
 
 /// How long idle instances are kept, seconds: short, because scenarios wait until nothing is left.
 const IDLE_TTL: u32 = 1;

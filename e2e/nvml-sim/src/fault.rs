@@ -28,7 +28,7 @@ pub struct Rule {
     /// From the n-th such call on, counted from 1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub nth: Option<u64>,
-    /// How often; absent: for ever.
+    /// How often; absent: always.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub times: Option<u64>,
     /// The fault.

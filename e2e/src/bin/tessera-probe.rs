@@ -1,4 +1,4 @@
-//! Runs in a container: tells which GPU devices NVML shows there, one JSON object; `hold` stays on them.
+//! Runs in a container: prints the GPU devices that NVML shows there, as one JSON object; with `hold` it stays on them.
 #![allow(clippy::print_stdout, reason = "what it prints is its purpose")]
 #![allow(unsafe_code, reason = "one function of the simulated library")]
 
@@ -54,6 +54,6 @@ fn stay_on(device: &Device<'_>) -> anyhow::Result<()> {
         std::mem::forget(library);
         code
     };
-    anyhow::ensure!(code == 0, "NVML says {code}");
+    anyhow::ensure!(code == 0, "nvmlSimHold returned {code}");
     Ok(())
 }

@@ -97,29 +97,8 @@ impl Devices {
                     continue;
                 };
                 let reuse = reusable.entry(resource).or_default();
-                let taken: HashSet<&String> = self
-                    .allocations
-                    .iter()
-                    .chain(&given)
-                    .filter(|allocation| allocation.resource == *resource)
-                    .flat_map(|allocation| &allocation.ids)
-                    .collect();
-                let mut free: Vec<&String> = plugin
-                    .ids
-                    .iter()
-                    .filter(|(id, healthy)| **healthy && !taken.contains(id))
-                    .map(|(id, _)| id)
-                    .collect();
-                // kubelet takes them from a Go map, so in no order.
-                free.sort_by_key(|id| scrambled(uid, id));
-                let mut reused: Vec<&String> = reuse.iter().collect();
-                reused.sort_by_key(|id| scrambled(uid, id));
-                let ids: BTreeSet<String> = reused
-                    .into_iter()
-                    .chain(free)
-                    .take(*count)
-                    .cloned()
-                    .collect();
+                let taken = self.allocations.iter().chain(&given);
+                let ids = choose(uid, resource, plugin, reuse, taken, *count);
                 if ids.len() < *count {
                     return Err(AllocationError::Unavailable {
                         resource: resource.clone(),
@@ -206,7 +185,7 @@ impl Devices {
         Ok(())
     }
 
-    /// Takes over what the file says, as kubelet does when it starts: no device is healthy before its plugin is back.
+    /// Takes over the checkpoint, as kubelet does when it starts: no device is healthy before its plugin is back.
     pub(super) fn restore(&mut self, bytes: &[u8]) -> serde_json::Result<()> {
         let file: File = serde_json::from_slice(bytes)?;
         let known = file.data.registered_devices.into_iter();
@@ -235,6 +214,34 @@ impl Devices {
             .collect();
         Ok(())
     }
+}
+
+/// So many ids for a pod: those to be reused first, then free ones.
+fn choose<'a>(
+    uid: &str,
+    resource: &str,
+    plugin: &Plugin,
+    reusable: &BTreeSet<String>,
+    allocations: impl Iterator<Item = &'a Allocation>,
+    count: usize,
+) -> BTreeSet<String> {
+    let taken: HashSet<&String> = allocations
+        .filter(|allocation| allocation.resource == resource)
+        .flat_map(|allocation| &allocation.ids)
+        .collect();
+    let healthy = plugin.ids.iter().filter(|(_, healthy)| **healthy);
+    let mut free: Vec<&String> = healthy.map(|(id, _)| id).collect();
+    free.retain(|id| !taken.contains(id));
+    // kubelet takes them from a Go map, so in no order.
+    free.sort_by_key(|id| scrambled(uid, id));
+    let mut reused: Vec<&String> = reusable.iter().collect();
+    reused.sort_by_key(|id| scrambled(uid, id));
+    reused
+        .into_iter()
+        .chain(free)
+        .take(count)
+        .cloned()
+        .collect()
 }
 
 fn scrambled(uid: &str, id: &str) -> u64 {

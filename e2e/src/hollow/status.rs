@@ -112,7 +112,7 @@ impl State {
     }
 }
 
-/// What a reboot of the node does to a pod's containers: with the sandbox all are gone, and are made anew, init
+/// What a reboot of the node does to a pod's containers: they are gone with the sandbox, and are created again, init
 /// containers first, as far as the pod's policy wants them again.
 pub(super) fn after_reboot(pod: &Pod, containers: &mut BTreeMap<String, Container>) {
     let policy = pod
@@ -134,7 +134,7 @@ pub(super) fn after_reboot(pod: &Pod, containers: &mut BTreeMap<String, Containe
 }
 
 impl Container {
-    /// It is to be created anew.
+    /// It is to be created again.
     pub(super) fn start_again(&mut self) {
         let ended = std::mem::replace(&mut self.state, State::new());
         self.last = Some(ended);
@@ -142,7 +142,7 @@ impl Container {
     }
 }
 
-/// The status that says all this; `started` is when kubelet took the pod.
+/// The status as kubelet reports it; `started` is when it admitted the pod.
 pub(super) fn status(pod: &Pod, containers: &BTreeMap<String, Container>, started: &str) -> Value {
     let uid = pod.metadata.uid.as_deref().unwrap_or_default();
     let of = |name: &str| {
@@ -269,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn after_a_reboot_containers_are_made_anew_as_the_policy_wants() {
+    fn after_a_reboot_containers_are_created_again_as_the_policy_wants() {
         let running = State::Running { since: now() };
         for (policy, code, restarts) in [
             ("Always", None, [1, 1]),

@@ -2,6 +2,7 @@
 
 use anyhow::{bail, ensure};
 use daemon::gpu_node::GpuNode;
+use e2e::cluster::Cluster;
 use k8s_openapi::api::core::v1::Node;
 use kube::{
     Api,
@@ -9,7 +10,10 @@ use kube::{
 };
 use serde_json::json;
 
-use super::{REAL, World, gpus, pod};
+use super::{
+    specs::{gpus, pod},
+    world::{REAL, World},
+};
 
 pub(crate) async fn nonsense_is_refused_in_one_sentence(world: World) -> anyhow::Result<()> {
     let one = |resource: &str, quantity: &str| json!({ "nvidia.com/gpu": "1", resource: quantity });
@@ -105,7 +109,11 @@ pub(crate) async fn annotations_of_tessera_are_written_by_tessera_alone(
     cluster
         .kubectl(&["annotate", "pod", "honest", "note=mine"])
         .await?;
-    // An agent writes about its own node and no other.
+    an_agent_writes_its_own_node_alone(cluster).await?;
+    the_scheduler_writes_one_annotation(cluster).await
+}
+
+async fn an_agent_writes_its_own_node_alone(cluster: &Cluster) -> anyhow::Result<()> {
     let agent = cluster.client_as("tessera-nodeagent-real").await?;
     let nodes: Api<GpuNode> = Api::all(agent);
     let same: Patch<()> = Patch::Json(serde_json::from_value(json!([]))?);
@@ -123,7 +131,10 @@ pub(crate) async fn annotations_of_tessera_are_written_by_tessera_alone(
         error.contains("an agent may write only the GpuNode of its own node"),
         "{error}"
     );
-    // The scheduler writes one annotation of a node.
+    Ok(())
+}
+
+async fn the_scheduler_writes_one_annotation(cluster: &Cluster) -> anyhow::Result<()> {
     let scheduler = cluster.client_as("tessera-scheduler").await?;
     let nodes: Api<Node> = Api::all(scheduler);
     let annotate =

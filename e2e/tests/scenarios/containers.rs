@@ -5,17 +5,21 @@ use std::collections::BTreeSet;
 use anyhow::{Context, bail, ensure};
 use serde_json::{Value, json};
 
-use super::{REAL, Seen, World, container, gpus, pod};
+use super::{
+    specs::{container, gpus, pod},
+    world::{REAL, Seen, World},
+};
 
-/// A container that says what it sees, and ends.
-fn teller(name: &str, limits: &Value) -> Value {
-    let mut teller = container(name, limits);
-    teller["command"] = json!(["tessera-probe"]);
-    teller
+/// A container that prints what it sees, and ends.
+fn probe(name: &str, limits: &Value) -> Value {
+    let mut probe = container(name, limits);
+    probe["command"] = json!(["tessera-probe"]);
+    probe
 }
 
 impl World {
-    async fn told(&self, pod: &str, container: &str) -> anyhow::Result<Seen> {
+    /// What a container printed.
+    async fn printed(&self, pod: &str, container: &str) -> anyhow::Result<Seen> {
         let text = self
             .tessera
             .cluster
@@ -71,10 +75,13 @@ pub(crate) async fn each_container_has_exactly_its_devices(world: World) -> anyh
 
 pub(crate) async fn an_init_container_alone_has_a_gpu(world: World) -> anyhow::Result<()> {
     let mut only = pod("only-init", Some(REAL), &json!({}));
-    only["spec"]["initContainers"] = json!([teller("prepare", &gpus(1, 8000))]);
+    only["spec"]["initContainers"] = json!([probe("prepare", &gpus(1, 8000))]);
     world.create_and_run(&only).await?;
-    let told = world.told("only-init", "prepare").await?.instances();
-    ensure!(told.len() == 1 && told[0].memory_mib >= 8000, "{told:?}");
+    let printed = world.printed("only-init", "prepare").await?.instances();
+    ensure!(
+        printed.len() == 1 && printed[0].memory_mib >= 8000,
+        "{printed:?}"
+    );
     world.sees_nothing("only-init", "main").await
 }
 
@@ -84,30 +91,28 @@ pub(crate) async fn an_init_container_has_another_size_than_the_application(
     for (name, init, app) in [("init-large", 20_000, 8_000), ("init-small", 8_000, 19_000)] {
         let init_limits = gpus(1, init);
         let mut both = pod(name, Some(REAL), &gpus(1, app));
-        both["spec"]["initContainers"] = json!([teller("prepare", &init_limits)]);
+        both["spec"]["initContainers"] = json!([probe("prepare", &init_limits)]);
         world.create_and_run(&both).await?;
-        let told = world.told(name, "prepare").await?.instances();
+        let printed = world.printed(name, "prepare").await?.instances();
         // 20,000 MiB are served by 1g.20gb, sold as 20 GiB.
         ensure!(
-            told.len() == 1 && told[0].memory_mib + 512 >= init,
-            "init sees {told:?}"
+            printed.len() == 1 && printed[0].memory_mib + 512 >= init,
+            "init sees {printed:?}"
         );
         world.sees_one(name, "main", app).await?;
     }
     // Two init containers with two devices, then the same ids split between two applications.
     let mut split = pod("split", Some(REAL), &gpus(1, 8_000));
-    split["spec"]["initContainers"] = json!([
-        teller("one", &gpus(2, 8_000)),
-        teller("two", &gpus(2, 9_000))
-    ]);
+    split["spec"]["initContainers"] =
+        json!([probe("one", &gpus(2, 8_000)), probe("two", &gpus(2, 9_000))]);
     split["spec"]["containers"] = json!([
         container("a", &gpus(1, 8_000)),
         container("b", &gpus(2, 8_000))
     ]);
     world.create_and_run(&split).await?;
     for init in ["one", "two"] {
-        let told = world.told("split", init).await?.instances();
-        ensure!(told.len() == 2, "{init} sees {told:?}");
+        let printed = world.printed("split", init).await?.instances();
+        ensure!(printed.len() == 2, "{init} sees {printed:?}");
     }
     let a = world.seen("split", "a").await?.instances();
     let b = world.seen("split", "b").await?.instances();
@@ -125,7 +130,7 @@ pub(crate) async fn a_sidecar_and_two_sizes(world: World) -> anyhow::Result<()> 
     let mut sidecar = container("sidecar", &gpus(1, 8_000));
     sidecar["restartPolicy"] = json!("Always");
     let mut many = pod("sidecar", Some(REAL), &json!({}));
-    many["spec"]["initContainers"] = json!([sidecar, teller("prepare", &gpus(1, 8_000))]);
+    many["spec"]["initContainers"] = json!([sidecar, probe("prepare", &gpus(1, 8_000))]);
     many["spec"]["containers"] = json!([
         container("small", &gpus(1, 8_000)),
         container("large", &gpus(1, 38_000))
@@ -136,12 +141,12 @@ pub(crate) async fn a_sidecar_and_two_sizes(world: World) -> anyhow::Result<()> 
         all.insert(world.sees_one("sidecar", name, mib).await?);
     }
     ensure!(all.len() == 3, "two containers have one device: {all:?}");
-    let told = world.told("sidecar", "prepare").await?.instances();
-    ensure!(told.len() == 1, "{told:?}");
+    let printed = world.printed("sidecar", "prepare").await?.instances();
+    ensure!(printed.len() == 1, "{printed:?}");
     // The sidecar runs on while the init container has its own.
     let of_sidecar = world.sees_one("sidecar", "sidecar", 8_000).await?;
     ensure!(
-        told[0].uuid != of_sidecar,
+        printed[0].uuid != of_sidecar,
         "the init container had the sidecar's device"
     );
     Ok(())

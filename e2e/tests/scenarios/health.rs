@@ -1,4 +1,4 @@
-//! GPUs that are ill, instances that cannot be made, modes that follow the pods.
+//! Unhealthy GPUs, instances that cannot be created, modes that follow the pods.
 
 use std::time::Duration;
 
@@ -25,10 +25,13 @@ use nvml_sim::{
 };
 use serde_json::json;
 
-use super::{REAL, WAIT_TIMEOUT, World, container, gpus, pod};
+use super::{
+    specs::{container, gpus, pod},
+    world::{REAL, WAIT_TIMEOUT, World},
+};
 
-/// How long a pod is tried before it is given up, and a bit.
-const GIVEN_UP: Duration = Duration::from_secs(80);
+/// The agent gives up a pod after five failures, then the GPU is not offered for a minute.
+const GIVE_UP_TIMEOUT: Duration = Duration::from_secs(80);
 
 /// The GPU of a pod's first MIG device: NVML index and UUID.
 async fn gpu_of(world: &World, node: &str, name: &str) -> anyhow::Result<(usize, String)> {
@@ -41,9 +44,12 @@ async fn gpu_of(world: &World, node: &str, name: &str) -> anyhow::Result<(usize,
     Ok((usize::try_from(index)?, slot.gpu))
 }
 
-/// Waits until a GPU is published as ill, or as well.
-async fn is_ill(world: &World, node: &str, uuid: &str, wanted: bool) -> anyhow::Result<()> {
-    let what = format!("the GPU to be {}", if wanted { "ill" } else { "well" });
+/// Waits until a GPU is published as unhealthy, or as healthy.
+async fn is_unhealthy(world: &World, node: &str, uuid: &str, wanted: bool) -> anyhow::Result<()> {
+    let what = format!(
+        "the GPU to be {}",
+        if wanted { "unhealthy" } else { "healthy" }
+    );
     until(&what, WAIT_TIMEOUT, async || {
         let status = world.tessera.gpu_node(node).await.ok()?;
         let gpu = status.gpus.iter().find(|gpu| gpu.uuid == uuid)?;
@@ -51,6 +57,22 @@ async fn is_ill(world: &World, node: &str, uuid: &str, wanted: bool) -> anyhow::
     })
     .await?;
     Ok(())
+}
+
+/// Message of a node's condition `GpusUnhealthy`.
+async fn unhealthy_message(world: &World, node: &str) -> anyhow::Result<String> {
+    let message = world
+        .tessera
+        .cluster
+        .kubectl(&[
+            "get",
+            "gpunodes",
+            node,
+            "-o",
+            "jsonpath={.status.conditions[?(@.type==\"GpusUnhealthy\")].message}",
+        ])
+        .await?;
+    Ok(message)
 }
 
 async fn allocatable(world: &World, node: &str) -> Option<u32> {
@@ -69,21 +91,21 @@ pub(crate) async fn a_gpu_with_a_fault_takes_no_pods_until_it_has_recovered(
         .await?;
     let print = world.fingerprint("before").await?;
     let (index, uuid) = gpu_of(&world, node, "before").await?;
-    let told = |data| Event {
+    let xid = |data| Event {
         gpu: index,
         kind: XID,
         data,
         ..Event::default()
     };
-    // The application's fault is told, and nothing else. Issue 5: what came later under the same reason was not.
-    gpus_of_node.raise(told(31))?;
+    // The fault of an application is reported, and nothing else happens. Issue 5: a later event of the same reason was lost.
+    gpus_of_node.raise(xid(31))?;
     world.event("before", &["GpuFault", "XID 31"]).await?;
     // XID 48, and the driver asks for a reset.
     gpus_of_node.with(|state| {
         state.gpus[index].recovery_action = nvml_sim::gpu::RECOVER_BY_RESET;
-        state.raise(told(48));
+        state.raise(xid(48));
     })?;
-    is_ill(&world, node, &uuid, true).await?;
+    is_unhealthy(&world, node, &uuid, true).await?;
     world.event("before", &["GpuFault", "XID 48"]).await?;
     until(
         "kubelet to offer the other GPU alone",
@@ -91,19 +113,9 @@ pub(crate) async fn a_gpu_with_a_fault_takes_no_pods_until_it_has_recovered(
         async || (allocatable(&world, node).await? == 10).then_some(()),
     )
     .await?;
-    let described = world
-        .tessera
-        .cluster
-        .kubectl(&[
-            "get",
-            "gpunodes",
-            node,
-            "-o",
-            "jsonpath={.status.conditions[?(@.type==\"GpusUnhealthy\")].message}",
-        ])
-        .await?;
+    let described = unhealthy_message(&world, node).await?;
     ensure!(described.contains("XID 48"), "{described}");
-    // The other GPU is given, the ill one is not although a half of it is free.
+    // The other GPU is used; the unhealthy one is not, although half of it is free.
     for name in ["other", "another"] {
         world
             .create_and_run(&pod(name, Some(node), &gpus(1, 40_000)))
@@ -118,9 +130,9 @@ pub(crate) async fn a_gpu_with_a_fault_takes_no_pods_until_it_has_recovered(
         world.fingerprint("before").await? == print,
         "the running pod was disturbed"
     );
-    // Idle, it is reset and offered again, and who waited runs.
+    // Once idle it is reset and offered again, and the waiting pod runs.
     world.delete("before").await?;
-    is_ill(&world, node, &uuid, false).await?;
+    is_unhealthy(&world, node, &uuid, false).await?;
     world.runs("waits").await?;
     ensure!(gpu_of(&world, node, "waits").await?.1 == uuid);
     Ok(())
@@ -130,15 +142,17 @@ pub(crate) async fn a_pod_whose_instance_cannot_be_made_is_made_anew_elsewhere(
     world: World,
 ) -> anyhow::Result<()> {
     let deployments: Api<Deployment> = Api::default_namespaced(world.tessera.cluster.client());
-    let result = made_anew(&world, &deployments).await;
-    deployments.delete("anew", &DeleteParams::default()).await?;
-    for node in CARVED {
+    let result = recreated(&world, &deployments).await;
+    deployments
+        .delete("recreated", &DeleteParams::default())
+        .await?;
+    for node in MIG_NODES {
         world.tessera.gpus(node).control(None)?;
     }
     result?;
     // The GPU is offered again after a while.
-    until("the GPU to be offered again", GIVEN_UP, async || {
-        for node in CARVED {
+    until("the GPU to be offered again", GIVE_UP_TIMEOUT, async || {
+        for node in MIG_NODES {
             let status = world.tessera.gpu_node(node).await.ok()?;
             if status.gpus.iter().any(|gpu| gpu.unhealthy.is_some()) {
                 return None;
@@ -151,9 +165,21 @@ pub(crate) async fn a_pod_whose_instance_cannot_be_made_is_made_anew_elsewhere(
 }
 
 /// Nodes with MIG GPUs.
-const CARVED: [&str; 2] = [REAL, "hollow-h100"];
+const MIG_NODES: [&str; 2] = [REAL, "hollow-h100"];
 
-async fn made_anew(world: &World, deployments: &Api<Deployment>) -> anyhow::Result<()> {
+/// A deployment of one MIG instance.
+fn deployment() -> anyhow::Result<Deployment> {
+    let labels = json!({ "app": "recreated" });
+    let container = container("main", &gpus(1, 8_000));
+    Ok(serde_json::from_value(json!({
+        "metadata": { "name": "recreated" },
+        "spec": { "replicas": 1, "selector": { "matchLabels": labels },
+            "template": {
+                "metadata": { "labels": labels, "annotations": { "nvidia.com/vgpu-mode": "mig" } },
+                "spec": { "terminationGracePeriodSeconds": 1, "containers": [container] } } } }))?)
+}
+
+async fn recreated(world: &World, deployments: &Api<Deployment>) -> anyhow::Result<()> {
     let fail = |gpu: Option<usize>| Control {
         rules: vec![Rule {
             call: "nvmlDeviceCreateGpuInstanceWithPlacement".to_owned(),
@@ -164,21 +190,14 @@ async fn made_anew(world: &World, deployments: &Api<Deployment>) -> anyhow::Resu
         }],
         ..Control::default()
     };
-    for node in CARVED {
+    for node in MIG_NODES {
         world.tessera.gpus(node).control(Some(&fail(None)))?;
     }
-    let labels = json!({ "app": "anew" });
-    let container = container("main", &gpus(1, 8_000));
-    let deployment: Deployment = serde_json::from_value(json!({
-        "metadata": { "name": "anew" },
-        "spec": { "replicas": 1, "selector": { "matchLabels": labels },
-            "template": {
-                "metadata": { "labels": labels, "annotations": { "nvidia.com/vgpu-mode": "mig" } },
-                "spec": { "terminationGracePeriodSeconds": 1, "containers": [container] } } } }))?;
+    let deployment = deployment()?;
     deployments
         .create(&PostParams::default(), &deployment)
         .await?;
-    let only = ListParams::default().labels("app=anew");
+    let only = ListParams::default().labels("app=recreated");
     let pods = world.pods();
     let first: Pod = until("the pod to be bound", WAIT_TIMEOUT, async || {
         let all = pods.list(&only).await.ok()?;
@@ -192,16 +211,16 @@ async fn made_anew(world: &World, deployments: &Api<Deployment>) -> anyhow::Resu
     );
     let (index, uuid) = gpu_of(world, node, &name).await?;
     // Only that GPU fails from now on.
-    for other in CARVED {
+    for other in MIG_NODES {
         let only = (other == node).then(|| fail(Some(index)));
         world.tessera.gpus(other).control(only.as_ref())?;
     }
-    let failed = until("the pod to be given up", GIVEN_UP, async || {
+    let failed = until("the pod to be given up", GIVE_UP_TIMEOUT, async || {
         let status = pods.get(&name).await.ok()?.status?;
         (status.phase.as_deref() == Some("Failed")).then_some(status)
     })
-    .await;
-    let failed = failed.with_context(|| name.clone())?;
+    .await
+    .with_context(|| name.clone())?;
     ensure!(
         failed.reason.as_deref() == Some("InstanceCreationFailed"),
         "{failed:?}"
@@ -210,10 +229,8 @@ async fn made_anew(world: &World, deployments: &Api<Deployment>) -> anyhow::Resu
     ensure!(message.contains("cannot create 1g.10gb"), "{message}");
     let second = until("another pod to run", WAIT_TIMEOUT, async || {
         let all = pods.list(&only).await.ok()?;
-        let runs = |pod: &Pod| {
-            let phase = pod.status.as_ref().and_then(|status| status.phase.clone());
-            phase.as_deref() == Some("Running")
-        };
+        let phase = |pod: &Pod| pod.status.as_ref()?.phase.clone();
+        let runs = |pod: &Pod| phase(pod).as_deref() == Some("Running");
         all.into_iter().find(runs)
     })
     .await?;

@@ -6,14 +6,17 @@ use anyhow::{Context, ensure};
 use domain::mode::{NodeMode, VgpuMode};
 use e2e::{
     cluster::component::Component,
-    tessera::{agent, nodes::GpuNodeSpec},
+    tessera::{Tessera, agent, nodes::GpuNodeSpec},
     wait::until,
 };
-use k8s_openapi::api::core::v1::Node;
+use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::{Api, ResourceExt};
 use serde_json::json;
 
-use super::{REAL, WAIT_TIMEOUT, World, annotated, busy, gpus, pod};
+use super::{
+    specs::{annotated, gpus, pod},
+    world::{REAL, WAIT_TIMEOUT, World, busy},
+};
 
 pub(crate) async fn the_pod_of_the_seed_gets_two_instances_and_leaves_none(
     world: World,
@@ -100,7 +103,7 @@ pub(crate) async fn a_killed_agent_adopts_what_runs(world: World) -> anyhow::Res
     Ok(())
 }
 
-/// Issue 5: kubelet fails pods that it admits while no agent is registered, and says so to the scheduler too late.
+/// Issue 5: kubelet fails pods that it admits while no agent is registered, and the scheduler learns too late that none is.
 pub(crate) async fn no_pod_fails_while_an_agent_is_restarted_in_order(
     world: World,
 ) -> anyhow::Result<()> {
@@ -118,7 +121,7 @@ pub(crate) async fn no_pod_fails_while_an_agent_is_restarted_in_order(
     let restart = async {
         tokio::time::sleep(Duration::from_millis(600)).await;
         processes.stop(&agent(REAL)).await?;
-        // A DaemonSet's update takes a while, and kubelet tells of missing devices only every ten seconds.
+        // As long as the update of a DaemonSet may take; kubelet reports missing devices only every ten seconds.
         tokio::time::sleep(Duration::from_secs(2)).await;
         world.tessera.start_agent_again(REAL).await?;
         anyhow::Ok(())
@@ -170,7 +173,7 @@ pub(crate) async fn a_restarted_kubelet_finds_devices_and_pods_as_they_were(
     let print = world.fingerprint("before").await?;
     let published = world.instances(REAL, "before", 1).await?;
     cluster.processes.restart(Component::Kubelet.name()).await?;
-    // kubelet takes pods only after the agent has registered anew; until then they would fail for good.
+    // Pods that kubelet admits before the agent has registered again would fail for good.
     let nodes: Api<Node> = Api::all(cluster.client());
     let allocatable = async || {
         let status = nodes.get(REAL).await.ok()?.status?;
@@ -217,7 +220,7 @@ pub(crate) async fn a_restarted_plugin_knows_every_claim(world: World) -> anyhow
     world.create(&half("fifth")).await?;
     world.event("fourth", &["FailedScheduling"]).await?;
     processes.start_again("plugin")?;
-    // One half is left, so one of them runs and the other is told so.
+    // One half is left: one of them runs, and the other has an event that says why it does not.
     let one = until("one of two pods to run", WAIT_TIMEOUT, async || {
         let mut running = Vec::new();
         for name in ["fourth", "fifth"] {
@@ -298,7 +301,7 @@ pub(crate) async fn a_node_that_lost_a_gpu_over_a_reboot_runs_the_pods_of_the_ot
         seen.gpus.len() == 1 && seen.gpus[0].uuid == published[1].uuid,
         "{seen:?}"
     );
-    // Back, it takes pods again.
+    // Once the GPU is back, it takes pods again.
     let mut back = self::pod("back", Some(REAL), &gpus(1, 40_000));
     back["metadata"]["annotations"] = json!({ "nvidia.com/use-gpuuuid": published[0].uuid });
     world.create_and_run(&back).await?;
@@ -319,7 +322,7 @@ pub(crate) async fn a_rebooted_node_comes_back_by_itself(world: World) -> anyhow
     for (node, ..) in pods {
         tessera.power_off(node).await?;
     }
-    // The hardware has forgotten all of it; an H100 even that it was in MIG mode.
+    // The hardware has lost all instances, and an H100 its MIG mode too.
     ensure!(world.on_gpus(REAL) + world.on_gpus(HOPPER) == 0);
     let in_mig_mode = || -> anyhow::Result<usize> {
         let all = tessera.gpus(HOPPER).snapshot()?.gpus;
@@ -332,24 +335,7 @@ pub(crate) async fn a_rebooted_node_comes_back_by_itself(world: World) -> anyhow
     for ((node, name, count), (uid, print)) in pods.into_iter().zip(before) {
         let pod = world.runs_again(name, &print).await?;
         ensure!(pod.uid() == uid, "{name} is another pod");
-        let claim = daemon::pods::claim(&pod).context("a claim")??;
-        let claimed: BTreeSet<_> = claim
-            .slots()
-            .map(|slot| (slot.gpu.clone(), slot.profile.clone(), slot.start))
-            .collect();
-        let mut there = BTreeSet::new();
-        for gpu in tessera.gpus(node).snapshot()?.gpus {
-            for instance in &gpu.instances {
-                ensure!(instance.compute.len() == 1, "{instance:?}");
-                let profile = gpu.model().by_id(instance.profile_id);
-                let profile = profile.context("a profile")?.name.clone();
-                there.insert((gpu.uuid(), profile, instance.start));
-            }
-        }
-        ensure!(
-            claimed == there && there.len() == usize::try_from(count)?,
-            "claimed {claimed:?}, there {there:?}"
-        );
+        has_exactly_its_instances(tessera, node, &pod, count)?;
     }
     until("all GPUs to be in MIG mode", WAIT_TIMEOUT, async || {
         (in_mig_mode().ok()? == 8).then_some(())
@@ -358,12 +344,40 @@ pub(crate) async fn a_rebooted_node_comes_back_by_itself(world: World) -> anyhow
     let inside = world.seen("real", "main").await?.instances();
     let inside: BTreeSet<_> = inside.into_iter().map(|instance| instance.uuid).collect();
     ensure!(inside.len() == 2 && inside == world.instances(REAL, "real", 2).await?);
-    // And takes new ones.
+    // New pods run as well.
     world
         .create_and_run(&pod("next", Some(REAL), &gpus(1, 8_000)))
         .await?;
     world
         .create_and_run(&pod("next-hopper", Some(HOPPER), &gpus(1, 8_000)))
         .await?;
+    Ok(())
+}
+
+/// That the instances behind NVML are those that the pod claims.
+fn has_exactly_its_instances(
+    tessera: &Tessera,
+    node: &str,
+    pod: &Pod,
+    count: u32,
+) -> anyhow::Result<()> {
+    let claim = daemon::pods::claim(pod).context("a claim")??;
+    let claimed: BTreeSet<_> = claim
+        .slots()
+        .map(|slot| (slot.gpu.clone(), slot.profile.clone(), slot.start))
+        .collect();
+    let mut there = BTreeSet::new();
+    for gpu in tessera.gpus(node).snapshot()?.gpus {
+        for instance in &gpu.instances {
+            ensure!(instance.compute.len() == 1, "{instance:?}");
+            let profile = gpu.model().by_id(instance.profile_id);
+            let profile = profile.context("a profile")?.name.clone();
+            there.insert((gpu.uuid(), profile, instance.start));
+        }
+    }
+    ensure!(
+        claimed == there && there.len() == usize::try_from(count)?,
+        "claimed {claimed:?}, there {there:?}"
+    );
     Ok(())
 }

@@ -7,7 +7,10 @@ use e2e::wait::until;
 use futures::future::try_join_all;
 use serde_json::json;
 
-use super::{REAL, WAIT_TIMEOUT, World, annotated, gpus, pod};
+use super::{
+    specs::{annotated, gpus, pod},
+    world::{REAL, WAIT_TIMEOUT, World},
+};
 
 pub(crate) async fn fifty_pods_at_once(world: World) -> anyhow::Result<()> {
     let sizes = [8_000, 1_000, 9_500, 19_000, 4_000];

@@ -1,4 +1,4 @@
-//! Which pod goes where, and what is said when it goes nowhere.
+//! Which pod goes where, and what is reported when it fits nowhere.
 
 use std::collections::BTreeSet;
 
@@ -11,7 +11,10 @@ use kube::{
 };
 use serde_json::json;
 
-use super::{Fingerprint, REAL, Seen, WAIT_TIMEOUT, World, annotated, gpus, pod};
+use super::{
+    specs::{annotated, gpus, pod},
+    world::{Fingerprint, REAL, Seen, WAIT_TIMEOUT, World},
+};
 
 pub(crate) async fn sizes_fit_in_any_order_and_disturb_nobody(world: World) -> anyhow::Result<()> {
     let published = world.tessera.gpu_node(REAL).await?.gpus;
