@@ -8,7 +8,7 @@ use crate::gpus::record::ContainerRef;
 
 /// One thing to do with NVML.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Action {
+pub(crate) enum Action {
     /// Create an instance for a claim.
     Create {
         /// The container that gets it.

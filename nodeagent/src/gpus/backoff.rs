@@ -92,7 +92,7 @@ mod tests {
         let failure = failure.unwrap();
         assert_eq!((failure.count, now), (5, 60_000));
         assert!(!CreationFailure::after(None, 0).is_hopeless(1_000_000));
-        // The card rests, and is offered again.
+        // The GPU is not offered for a while.
         let mut state = node(&[], &[]);
         let backoff = CreationBackoff {
             reason: "no".into(),

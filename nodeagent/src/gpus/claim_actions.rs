@@ -103,7 +103,7 @@ mod tests {
         assert_eq!(state.next_action(0, LIMITS), (None, None));
     }
 
-    /// Peer lesson: one stuck instance, one bad record, one lost card hold up nobody else.
+    /// Peer lesson: one stuck instance, one bad record, one lost GPU hold up nobody else.
     #[test]
     fn one_stuck_instance_holds_up_nobody_else() {
         let instances = [live(7, &slot("1g.10gb", 6)), live(8, &slot("1g.10gb", 5))];

@@ -1,4 +1,4 @@
-//! The time by which decisions are made.
+//! Time as the decisions see it.
 
 /// Milliseconds on the agent's own monotonic clock, since its start.
 pub type Millis = u64;

@@ -6,11 +6,11 @@
 //! | `takeover` | how a survey and the list of pods change it |
 //! | `slot_actions`, `blocked` | what a container's slot needs, or what keeps it from being available |
 //! | `next_action`, `claim_actions`, `gpu_actions`, `mode_actions` | what to do next |
-//! | `backoff`, `retry` | when failed creations, checks and destructions are retried, and pods given up |
+//! | `backoff`, `retry` | when what failed is tried again, and pods given up |
 //! | `health` | what a fault means |
 //! | `inventory`, `event` | what the agent publishes and reports |
 
-pub mod action;
+pub(crate) mod action;
 pub mod backoff;
 pub mod blocked;
 mod claim_actions;
@@ -23,7 +23,7 @@ pub mod instance;
 pub mod inventory;
 mod mode_actions;
 pub mod modes;
-pub mod next_action;
+pub(crate) mod next_action;
 pub mod record;
 pub mod retry;
 mod slot_actions;

@@ -8,11 +8,11 @@ use crate::gpus::{
 
 /// How many idle instances are kept for the next pods, and for how long.
 #[derive(Clone, Copy, Debug)]
-pub struct IdleLimits {
+pub(crate) struct IdleLimits {
     /// How long an idle instance is kept, in milliseconds.
-    pub ttl: Millis,
+    pub(crate) ttl: Millis,
     /// How many idle instances are kept on the node.
-    pub count: usize,
+    pub(crate) count: usize,
 }
 
 impl NodeState {

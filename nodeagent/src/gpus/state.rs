@@ -207,7 +207,7 @@ mod tests {
         assert!(
             matches!(action, Some(Action::RejectClaim { container, .. }) if container.uid == "b")
         );
-        let said = |recovery| SurveyedGpu {
+        let with = |recovery| SurveyedGpu {
             health: Health {
                 recovery,
                 row_remapping_failed: false,
@@ -216,13 +216,13 @@ mod tests {
         };
         let journal = [entry(&live(7, &slot("1g.10gb", 6)), 1, true)];
         let mut at = |recovery, now| {
-            survey(&mut state, said(recovery), &journal, now);
+            survey(&mut state, with(recovery), &journal, now);
             state.gpus[GPU].unhealthy_reason()
         };
-        assert!(at(None, 1_000_000).is_some(), "a driver that cannot say");
+        assert!(at(None, 1_000_000).is_some(), "the driver cannot report it");
         assert!(
             at(Some(Recovery::None), 2_000).is_some(),
-            "too early to tell"
+            "too early to know"
         );
         assert!(at(Some(Recovery::Reset), 60_000).is_some());
         assert_eq!(at(Some(Recovery::None), 90_000), None);

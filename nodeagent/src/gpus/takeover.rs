@@ -295,8 +295,8 @@ mod tests {
     #[test]
     fn a_lost_gpu_keeps_its_instances_and_gets_no_actions() {
         let mut state = node(&[live(7, &slot("1g.10gb", 6))], &[app("a", "1g.10gb", 6)]);
-        let said = (0, "GPU is lost".to_owned());
-        assert_eq!(state.apply_survey(vec![], &[said], &[], 1), []);
+        let error = (0, "GPU is lost".to_owned());
+        assert_eq!(state.apply_survey(vec![], &[error], &[], 1), []);
         assert_eq!(
             state.gpus[GPU].unhealthy_reason().as_deref(),
             Some("GPU is lost")

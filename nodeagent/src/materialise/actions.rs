@@ -58,7 +58,7 @@ impl Worker {
         let runs = match session.processes(gpu, &live) {
             Ok(pids) if !pids.is_empty() => true,
             // A process of the pod that has not opened the device yet still could.
-            Ok(_) => last.is_some_and(|last| proc::pod_runs(&self.settings.proc, &last.uid)),
+            Ok(_) => last.is_some_and(|last| proc::has_processes(&self.settings.proc, &last.uid)),
             Err(error) => {
                 tracing::warn!(gpu, id, %error, "Cannot check an instance for processes");
                 if is_stale(&error) {

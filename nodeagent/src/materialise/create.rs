@@ -129,7 +129,7 @@ impl Worker {
         let profile_id = offer.profile_id;
         let intent = self
             .journal
-            .intend(&slot.gpu, profile_id, slot.start, slot.size);
+            .record_intent(&slot.gpu, profile_id, slot.start, slot.size);
         self.note_journal(&intent);
         let generation = intent?;
         let created = session.create_gpu_instance(&slot.gpu, profile_id, slot.start, slot.size);
@@ -144,9 +144,9 @@ impl Worker {
         match self.create_compute_instance(session, slot, generation, id) {
             Ok(compute) => {
                 // The next survey finds both without these two records, so the instance is good even if they fail.
-                let complete = self.journal.complete(generation, compute.id);
+                let complete = self.journal.record_compute_instance(generation, compute.id);
                 self.note_journal(&complete);
-                let bound = self.journal.bound(generation, container.clone());
+                let bound = self.journal.record_owner(generation, container.clone());
                 self.note_journal(&bound);
                 live.compute.push(compute);
                 Ok(TrackedInstance {
@@ -173,7 +173,7 @@ impl Worker {
         generation: u64,
         id: u32,
     ) -> Result<ComputeInstance, CreateError> {
-        self.journal.made(generation, id)?;
+        self.journal.record_gpu_instance(generation, id)?;
         Ok(session.create_compute_instance(&slot.gpu, id)?)
     }
 }

@@ -1,4 +1,4 @@
-//! Faults: whose pods are told, and what must not be used any more.
+//! Faults: which pods get an Event, and what must not be used any more.
 
 use std::{collections::BTreeSet, time::Instant};
 
@@ -15,12 +15,6 @@ use crate::{
     },
 };
 
-/// The thread that waits for faults, and the GPUs that it watches.
-pub(super) struct WatchedGpus {
-    gpus: BTreeSet<String>,
-    watch: FaultWatch,
-}
-
 impl Worker {
     /// Watches the GPUs that are there now.
     pub(super) fn update_fault_watch(&mut self) {
@@ -32,8 +26,8 @@ impl Worker {
             .filter(|(_, state)| state.lost.is_none())
             .map(|(uuid, _)| uuid.clone())
             .collect();
-        let watched = self.fault_watch.as_ref();
-        if watched.is_some_and(|watched| gpus.is_subset(&watched.gpus)) {
+        let watch = self.fault_watch.as_ref();
+        if watch.is_some_and(|watch| watch.covers(&gpus)) {
             return;
         }
         self.stop_fault_watch();
@@ -44,16 +38,16 @@ impl Worker {
             }
         };
         let library = self.settings.library.clone();
-        match FaultWatch::start(library, gpus.iter().cloned().collect(), report) {
-            Ok(watch) => self.fault_watch = Some(WatchedGpus { gpus, watch }),
+        match FaultWatch::start(library, gpus, report) {
+            Ok(watch) => self.fault_watch = Some(watch),
             Err(error) => tracing::error!(%error, "Cannot watch the GPUs for faults"),
         }
     }
 
     /// Ends the session that waits for faults: it would block a reset. Another begins when there is nothing else to do.
     pub(super) fn stop_fault_watch(&mut self) {
-        if let Some(watched) = self.fault_watch.take() {
-            watched.watch.stop();
+        if let Some(watch) = self.fault_watch.take() {
+            watch.stop();
         }
     }
 

@@ -97,7 +97,7 @@ impl Journal {
     }
 
     /// Records that an instance is about to be created. Returns its generation.
-    pub fn intend(
+    pub fn record_intent(
         &mut self,
         gpu: &str,
         profile_id: u32,
@@ -122,7 +122,11 @@ impl Journal {
     }
 
     /// Records the id of the GPU instance.
-    pub fn made(&mut self, generation: u64, gpu_instance: u32) -> Result<(), JournalError> {
+    pub fn record_gpu_instance(
+        &mut self,
+        generation: u64,
+        gpu_instance: u32,
+    ) -> Result<(), JournalError> {
         self.record(Record::Made {
             generation,
             gpu_instance,
@@ -130,7 +134,11 @@ impl Journal {
     }
 
     /// Records the id of its compute instance.
-    pub fn complete(&mut self, generation: u64, compute_instance: u32) -> Result<(), JournalError> {
+    pub fn record_compute_instance(
+        &mut self,
+        generation: u64,
+        compute_instance: u32,
+    ) -> Result<(), JournalError> {
         self.record(Record::Complete {
             generation,
             compute_instance,
@@ -138,12 +146,19 @@ impl Journal {
     }
 
     /// Records the container that has it now.
-    pub fn bound(&mut self, generation: u64, to: ContainerRef) -> Result<(), JournalError> {
-        self.record(Record::Bound { generation, to })
+    pub fn record_owner(
+        &mut self,
+        generation: u64,
+        owner: ContainerRef,
+    ) -> Result<(), JournalError> {
+        self.record(Record::Bound {
+            generation,
+            to: owner,
+        })
     }
 
     /// Records that it is gone or was not created.
-    pub fn released(&mut self, generation: u64) -> Result<(), JournalError> {
+    pub fn record_release(&mut self, generation: u64) -> Result<(), JournalError> {
         self.record(Record::Released { generation })
     }
 
@@ -206,7 +221,7 @@ fn rewrite(path: &Path, entries: &[JournalEntry], next: u64) -> io::Result<(File
 mod tests {
     use super::*;
 
-    fn bound(uid: &str) -> ContainerRef {
+    fn owner(uid: &str) -> ContainerRef {
         ContainerRef {
             uid: uid.into(),
             pod: format!("n/{uid}"),
@@ -224,14 +239,14 @@ mod tests {
         let path = dir.path().join("state/journal");
         let (mut journal, bad) = open(&path);
         assert!(bad.is_empty(), "{bad:?}");
-        let a = journal.intend("GPU-1", 19, 6, 1).unwrap();
-        journal.made(a, 13).unwrap();
-        journal.complete(a, 0).unwrap();
-        journal.bound(a, bound("b")).unwrap();
-        journal.bound(a, bound("a")).unwrap();
-        let b = journal.intend("GPU-1", 19, 5, 1).unwrap();
-        let c = journal.intend("GPU-1", 9, 0, 4).unwrap();
-        journal.released(c).unwrap();
+        let a = journal.record_intent("GPU-1", 19, 6, 1).unwrap();
+        journal.record_gpu_instance(a, 13).unwrap();
+        journal.record_compute_instance(a, 0).unwrap();
+        journal.record_owner(a, owner("b")).unwrap();
+        journal.record_owner(a, owner("a")).unwrap();
+        let b = journal.record_intent("GPU-1", 19, 5, 1).unwrap();
+        let c = journal.record_intent("GPU-1", 9, 0, 4).unwrap();
+        journal.record_release(c).unwrap();
         let before = journal.entries().to_vec();
         drop(journal);
         let (mut journal, bad) = open(&path);
@@ -239,10 +254,10 @@ mod tests {
         assert_eq!(journal.entries(), before);
         assert_eq!(journal.entries()[0].gpu_instance, Some(13));
         assert_eq!(journal.entries()[0].compute_instance, Some(0));
-        assert_eq!(journal.entries()[0].bound.as_ref(), Some(&bound("a")));
+        assert_eq!(journal.entries()[0].bound.as_ref(), Some(&owner("a")));
         assert_eq!(journal.entries()[1].generation, b);
         assert!(
-            journal.intend("GPU-1", 19, 4, 1).unwrap() > b,
+            journal.record_intent("GPU-1", 19, 4, 1).unwrap() > b,
             "generations are never used again"
         );
     }
@@ -268,17 +283,17 @@ mod tests {
         let (mut journal, _) = open(&path);
         let mut longest = 0;
         for number in 0..3_000 {
-            let a = journal.intend("GPU-1", 19, 6, 1).unwrap();
-            journal.made(a, 13).unwrap();
+            let a = journal.record_intent("GPU-1", 19, 6, 1).unwrap();
+            journal.record_gpu_instance(a, 13).unwrap();
             if number == 2_000 {
                 // As a full disk leaves it.
                 journal.file.write_all(b"00000000 {\"op\"").unwrap();
                 journal.file.set_len(journal.length).unwrap();
             }
-            journal.released(a).unwrap();
+            journal.record_release(a).unwrap();
             longest = longest.max(std::fs::metadata(&path).unwrap().len());
         }
-        let kept = journal.intend("GPU-1", 19, 5, 1).unwrap();
+        let kept = journal.record_intent("GPU-1", 19, 5, 1).unwrap();
         drop(journal);
         assert!(longest < 1 << 20, "{longest} bytes");
         let (journal, bad) = open(&path);

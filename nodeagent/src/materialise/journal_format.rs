@@ -16,11 +16,11 @@ pub(super) enum Record {
     /// First line of a file.
     Header {
         version: u32,
-        /// Generations below this were given away.
+        /// Generations below this were used.
         #[serde(default)]
         next: u64,
     },
-    /// About to make it.
+    /// An instance is about to be created.
     Intent(JournalEntry),
     /// The GPU instance exists.
     Made { generation: u64, gpu_instance: u32 },
@@ -29,9 +29,9 @@ pub(super) enum Record {
         generation: u64,
         compute_instance: u32,
     },
-    /// A container has it.
+    /// A container has it now.
     Bound { generation: u64, to: ContainerRef },
-    /// It is gone.
+    /// It is gone or was not created.
     Released { generation: u64 },
 }
 

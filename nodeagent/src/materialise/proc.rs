@@ -1,12 +1,12 @@
-//! Processes of the host, by its `/proc`: which pod's are left, what a process is called.
+//! Processes of the host, read from its `/proc`: whether a pod still has some, and the name of one.
 
 use std::path::Path;
 
-/// Whether any process of a pod is left, whatever its API object says: a container that kubelet or the runtime has
-/// not ended yet could open the device nodes that it was given.
+/// Whether a pod still has a process, even if the pod is gone from the API server: a container that kubelet or the
+/// runtime has not ended yet could open its device nodes.
 ///
-/// kubelet names a pod's control group `pod<UID>`, with the systemd driver with `_` for `-`.
-pub(crate) fn pod_runs(proc: &Path, uid: &str) -> bool {
+/// kubelet names a pod's control group `pod<UID>`, and the systemd driver replaces `-` by `_`.
+pub(crate) fn has_processes(proc: &Path, uid: &str) -> bool {
     let names = [format!("pod{uid}"), format!("pod{}", uid.replace('-', "_"))];
     let processes = std::fs::read_dir(proc).into_iter().flatten().flatten();
     processes
@@ -46,9 +46,9 @@ mod tests {
             "8",
             "0::/kubepods.slice/kubepods-podb_2.slice/cri-containerd-9f.scope\n",
         );
-        let runs = |uid| pod_runs(proc.path(), uid);
+        let runs = |uid| has_processes(proc.path(), uid);
         assert!(runs("a-1") && runs("b-2"));
         assert!(!runs("c-3") && !runs("self"));
-        assert!(!pod_runs(Path::new("/nonexistent"), "a-1"));
+        assert!(!has_processes(Path::new("/nonexistent"), "a-1"));
     }
 }

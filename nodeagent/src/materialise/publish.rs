@@ -1,4 +1,4 @@
-//! What the thread makes known: the inventory, Events and logs about the health of GPUs.
+//! What the thread publishes and reports: the inventory, Events, the health of GPUs.
 
 use std::{collections::BTreeMap, sync::Arc};
 

@@ -98,11 +98,13 @@ impl Worker {
                     if state.is_none_or(|state| state.lost.is_some()) {
                         continue;
                     }
-                    self.journal.released(generation)
+                    self.journal.record_release(generation)
                 }
-                Some((id, _)) if entry.gpu_instance.is_none() => self.journal.made(generation, *id),
+                Some((id, _)) if entry.gpu_instance.is_none() => {
+                    self.journal.record_gpu_instance(generation, *id)
+                }
                 Some((_, Some(compute))) if entry.compute_instance.is_none() => {
-                    self.journal.complete(generation, *compute)
+                    self.journal.record_compute_instance(generation, *compute)
                 }
                 Some(_) => Ok(()),
             };
@@ -126,13 +128,13 @@ impl Worker {
             })
             .collect();
         for (generation, owner) in new {
-            let result = self.journal.bound(generation, owner);
+            let result = self.journal.record_owner(generation, owner);
             self.note_journal(&result);
         }
     }
 
     pub(super) fn release(&mut self, generation: u64) {
-        let result = self.journal.released(generation);
+        let result = self.journal.record_release(generation);
         self.note_journal(&result);
     }
 

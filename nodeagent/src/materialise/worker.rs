@@ -10,7 +10,6 @@ use tokio::sync::{mpsc, watch};
 
 use super::{
     command::{Command, CurrentCall, Request},
-    faults::WatchedGpus,
     journal::Journal,
     schedule::{SURVEY_INTERVAL, SurveySchedule},
     settings::Settings,
@@ -21,7 +20,7 @@ use crate::{
         state::NodeState,
     },
     metrics::Metrics,
-    nvml::session::Session,
+    nvml::{fault_watch::FaultWatch, session::Session},
 };
 
 /// Pause between two attempts to load NVML.
@@ -55,7 +54,7 @@ pub(super) struct Worker {
     /// Why NVML or a GPU did not answer the last survey.
     pub(super) nvml_failure: Option<String>,
     pub(super) schedule: SurveySchedule,
-    pub(super) fault_watch: Option<WatchedGpus>,
+    pub(super) fault_watch: Option<FaultWatch>,
     /// The GPUs that were reported as unhealthy, and why.
     pub(super) unhealthy: BTreeMap<String, String>,
     /// Only a new process can go on.

@@ -4,29 +4,25 @@ use std::{fmt, sync::LazyLock};
 
 /// A return code of NVML (`nvmlReturn_t`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Code(pub u32);
+pub(crate) struct Code(pub(crate) u32);
 
 impl Code {
     /// The handle is stale, or an argument is wrong.
-    pub const INVALID_ARGUMENT: Self = Self(2);
+    pub(crate) const INVALID_ARGUMENT: Self = Self(2);
     /// Not on this GPU or not in this mode.
-    pub const NOT_SUPPORTED: Self = Self(3);
-    /// Root or a capability is needed.
-    pub const NO_PERMISSION: Self = Self(4);
+    pub(crate) const NOT_SUPPORTED: Self = Self(3);
     /// It does not exist (any more).
-    pub const NOT_FOUND: Self = Self(6);
+    pub(crate) const NOT_FOUND: Self = Self(6);
     /// The buffer is too small.
-    pub const INSUFFICIENT_SIZE: Self = Self(7);
+    pub(crate) const INSUFFICIENT_SIZE: Self = Self(7);
     /// The library lacks the symbol.
-    pub const FUNCTION_NOT_FOUND: Self = Self(13);
+    pub(crate) const FUNCTION_NOT_FOUND: Self = Self(13);
     /// The GPU fell off the bus.
-    pub const GPU_IS_LOST: Self = Self(15);
+    pub(crate) const GPU_IS_LOST: Self = Self(15);
     /// The library does not belong to the running driver: the driver was replaced.
-    pub const LIB_RM_VERSION_MISMATCH: Self = Self(18);
+    pub(crate) const LIB_RM_VERSION_MISMATCH: Self = Self(18);
     /// A client or an instance prevents it.
-    pub const IN_USE: Self = Self(19);
-    /// Placement taken, profile used up or GPU fragmented.
-    pub const INSUFFICIENT_RESOURCES: Self = Self(23);
+    pub(crate) const IN_USE: Self = Self(19);
 }
 
 /// The texts of `nvmlErrorString`: the library is not always loaded when an error is printed.
@@ -58,7 +54,7 @@ impl fmt::Display for Code {
 
 /// A call of NVML that failed.
 #[derive(Debug, thiserror::Error)]
-pub enum NvmlError {
+pub(crate) enum NvmlError {
     /// The library cannot be loaded or initialised.
     #[error("{library} cannot be used")]
     Open {
@@ -96,7 +92,7 @@ pub enum NvmlError {
 
 impl NvmlError {
     /// The error code, if a function returned one.
-    pub fn code(&self) -> Option<Code> {
+    pub(crate) fn code(&self) -> Option<Code> {
         match self {
             Self::Call { code, .. } => Some(*code),
             _ => None,

@@ -4,6 +4,7 @@
 //! between two waits, so the waiting thread must do nothing else (NVML manual, `nvmlEventSetWait_v2`).
 
 use std::{
+    collections::BTreeSet,
     ffi::{OsStr, OsString},
     io, ptr,
     sync::{
@@ -35,7 +36,7 @@ const NO_INSTANCE: u32 = u32::MAX;
 
 /// What the thread reports.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum WatchEvent {
+pub(crate) enum WatchEvent {
     /// A GPU reported a fault.
     Fault(Fault),
     /// The GPUs have to be surveyed: one does not answer, or the wait begins and earlier faults were not seen.
@@ -44,26 +45,27 @@ pub enum WatchEvent {
 
 /// The thread that waits for faults.
 #[derive(Debug)]
-pub struct FaultWatch {
+pub(crate) struct FaultWatch {
+    gpus: BTreeSet<String>,
     stop: Arc<AtomicBool>,
     ended: mpsc::Receiver<()>,
 }
 
 impl FaultWatch {
     /// Waits for faults of these GPUs from now on, and hands each to `report`.
-    pub fn start(
+    pub(crate) fn start(
         library: Option<OsString>,
-        gpus: Vec<String>,
+        gpus: BTreeSet<String>,
         report: impl Fn(WatchEvent) + Send + 'static,
     ) -> io::Result<Self> {
         let stop = Arc::new(AtomicBool::new(false));
         let (end, ended) = mpsc::channel();
-        let stopped = stop.clone();
+        let (watched, stopped) = (gpus.clone(), stop.clone());
         std::thread::Builder::new()
             .name("nvml-events".to_owned())
             .spawn(move || {
                 while !stopped.load(Ordering::Relaxed) {
-                    if let Err(error) = watch(library.as_deref(), &gpus, &report, &stopped) {
+                    if let Err(error) = watch(library.as_deref(), &watched, &report, &stopped) {
                         tracing::warn!(%error, "Cannot wait for GPU faults, retrying");
                         report(WatchEvent::SurveyNeeded);
                         let retry_at = Instant::now() + RETRY_INTERVAL;
@@ -74,11 +76,16 @@ impl FaultWatch {
                 }
                 let _ = end.send(());
             })?;
-        Ok(Self { stop, ended })
+        Ok(Self { gpus, stop, ended })
+    }
+
+    /// Whether it watches all of these GPUs.
+    pub(crate) fn covers(&self, gpus: &BTreeSet<String>) -> bool {
+        gpus.is_subset(&self.gpus)
     }
 
     /// Ends the thread and its session. A thread that hangs in NVML is abandoned.
-    pub fn stop(self) {
+    pub(crate) fn stop(self) {
         self.stop.store(true, Ordering::Relaxed);
         let _ = self.ended.recv_timeout(STOP_TIMEOUT);
     }
@@ -86,7 +93,7 @@ impl FaultWatch {
 
 fn watch(
     library: Option<&OsStr>,
-    gpus: &[String],
+    gpus: &BTreeSet<String>,
     report: &impl Fn(WatchEvent),
     stopped: &AtomicBool,
 ) -> Result<(), NvmlError> {
@@ -105,7 +112,7 @@ fn watch(
 fn register(
     session: &Session,
     set: sys::nvmlEventSet_t,
-    gpus: &[String],
+    gpus: &BTreeSet<String>,
     report: &impl Fn(WatchEvent),
 ) {
     let wanted = u64::from(sys::nvmlEventTypeXidCriticalError)

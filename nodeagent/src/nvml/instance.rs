@@ -135,7 +135,7 @@ impl Session {
     }
 
     /// Creates a GPU instance at exactly this placement (`nvmlDeviceCreateGpuInstanceWithPlacement`). Returns its id.
-    pub fn create_gpu_instance(
+    pub(crate) fn create_gpu_instance(
         &self,
         uuid: &str,
         profile_id: u32,
@@ -167,7 +167,7 @@ impl Session {
     ///
     /// Of the profiles with all of its slices it takes the one with the most multiprocessors: in a double-memory
     /// instance of an H100 this is `1_SLICE_REV1`, not `1_SLICE`. MIG user guide, "compute instances".
-    pub fn create_compute_instance(
+    pub(crate) fn create_compute_instance(
         &self,
         uuid: &str,
         id: u32,
@@ -191,7 +191,7 @@ impl Session {
     /// Destroys a GPU instance with its compute instances, if it still is the one that is meant.
     ///
     /// The driver reuses ids, so profile and placement are compared first. One that is gone already is no error.
-    pub fn destroy(&self, uuid: &str, meant: &LiveInstance) -> Result<(), NvmlError> {
+    pub(crate) fn destroy(&self, uuid: &str, meant: &LiveInstance) -> Result<(), NvmlError> {
         let gone =
             |error: &NvmlError| matches!(error.code(), Some(Code::NOT_FOUND | Code::NOT_SUPPORTED));
         let gi = match self.gpu_instance(uuid, meant.id) {

@@ -7,12 +7,12 @@
 #![allow(unsafe_code, reason = "NVML is a C library")]
 
 pub mod data;
-pub mod error;
-pub mod fault_watch;
+pub(crate) mod error;
+pub(crate) mod fault_watch;
 mod health;
 mod instance;
 mod mode;
 mod processes;
 mod profile;
-pub mod session;
-pub mod survey;
+pub(crate) mod session;
+pub(crate) mod survey;

@@ -10,7 +10,7 @@ use super::{
 
 impl Session {
     /// MIG mode of a GPU; `None` where it does not support MIG.
-    pub fn mode_of(&self, uuid: &str) -> Result<Option<MigMode>, NvmlError> {
+    pub(crate) fn mode_of(&self, uuid: &str) -> Result<Option<MigMode>, NvmlError> {
         self.mig_mode(self.device(uuid)?)
     }
 
@@ -33,7 +33,7 @@ impl Session {
     ///
     /// Three results are checked, because each can fail alone: the call's result, the
     /// activation status, and the current mode afterwards.
-    pub fn set_mig_mode(&self, uuid: &str, enable: bool) -> Result<(), NvmlError> {
+    pub(crate) fn set_mig_mode(&self, uuid: &str, enable: bool) -> Result<(), NvmlError> {
         let device = self.device(uuid)?;
         let mut activation = 0;
         call!(

@@ -12,7 +12,7 @@ use super::{
 
 impl Session {
     /// The processes that have a GPU or one of its instances open, except this one.
-    pub fn clients(&self, uuid: &str) -> Result<Vec<Client>, NvmlError> {
+    pub(crate) fn clients(&self, uuid: &str) -> Result<Vec<Client>, NvmlError> {
         let pids = self.processes_on(self.device(uuid)?)?;
         let others = pids.into_iter().filter(|pid| *pid != std::process::id());
         let named = others.map(|pid| Client {
@@ -23,7 +23,11 @@ impl Session {
     }
 
     /// Ids of the processes on an instance.
-    pub fn processes(&self, uuid: &str, instance: &LiveInstance) -> Result<Vec<u32>, NvmlError> {
+    pub(crate) fn processes(
+        &self,
+        uuid: &str,
+        instance: &LiveInstance,
+    ) -> Result<Vec<u32>, NvmlError> {
         let gi = self.gpu_instance(uuid, instance.id)?;
         let mut pids = Vec::new();
         for compute in &instance.compute {

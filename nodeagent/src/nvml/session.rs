@@ -1,4 +1,4 @@
-//! A loaded NVML with an open session, and how its calls are made.
+//! A loaded NVML with an open session, and handles of GPUs.
 
 use std::{cell::RefCell, collections::BTreeMap, ffi::OsStr, mem, ptr};
 
@@ -8,16 +8,16 @@ use nvml_wrapper_sys::bindings as sys;
 use super::error::{NvmlError, call};
 
 /// A loaded NVML with an open session.
-pub struct Session {
+pub(crate) struct Session {
     pub(super) nvml: Nvml,
-    /// Handles of whole GPUs by UUID. A change of mode or a reset makes them invalid. Those of MIG devices become
-    /// invalid with every change of instances, so they are never kept.
+    /// Handles of whole GPUs by UUID. A change of mode or a reset invalidates them. Those of MIG devices are
+    /// invalidated by every change of instances, so they are never kept.
     pub(super) handles: RefCell<BTreeMap<String, sys::nvmlDevice_t>>,
 }
 
 impl Session {
     /// Loads the library, `libnvidia-ml.so.1` of the system or the one at `library`, and opens a session.
-    pub fn open(library: Option<&OsStr>) -> Result<Self, NvmlError> {
+    pub(crate) fn open(library: Option<&OsStr>) -> Result<Self, NvmlError> {
         let mut builder = Nvml::builder();
         if let Some(path) = library {
             builder.lib_path(path);
@@ -36,7 +36,7 @@ impl Session {
     /// Does something while this process has no GPU open, and opens the session again.
     ///
     /// A reset needs this, and a session that died with the driver cannot be used any more.
-    pub fn without_session<T>(&self, work: impl FnOnce() -> T) -> Result<T, NvmlError> {
+    pub(crate) fn without_session<T>(&self, work: impl FnOnce() -> T) -> Result<T, NvmlError> {
         self.handles.borrow_mut().clear();
         // The session may be dead already: only opening it again has to succeed.
         let _ = call!(self, nvmlShutdown());
@@ -46,7 +46,7 @@ impl Session {
     }
 
     /// Version of the driver, for logs.
-    pub fn driver_version(&self) -> String {
+    pub(crate) fn driver_version(&self) -> String {
         self.nvml.sys_driver_version().unwrap_or_default()
     }
 

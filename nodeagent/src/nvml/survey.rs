@@ -12,16 +12,16 @@ use super::{
 
 /// The result of a survey.
 #[derive(Debug)]
-pub struct Survey {
+pub(crate) struct Survey {
     /// The GPUs that answered.
-    pub gpus: Vec<SurveyedGpu>,
+    pub(crate) gpus: Vec<SurveyedGpu>,
     /// Index and error of those that did not.
-    pub failed: Vec<(u32, NvmlError)>,
+    pub(crate) failed: Vec<(u32, NvmlError)>,
 }
 
 impl Session {
     /// Reads everything about every GPU that the filter leaves. One that fails does not keep the others from being read.
-    pub fn survey(&self, filter: &FilterDevices) -> Result<Survey, NvmlError> {
+    pub(crate) fn survey(&self, filter: &FilterDevices) -> Result<Survey, NvmlError> {
         self.handles.borrow_mut().clear();
         let mut count = 0;
         call!(self, nvmlDeviceGetCount_v2(&raw mut count))?;

@@ -20,14 +20,14 @@ fn what_is_filtered_or_foreign_is_not_touched_at_the_start() {
     alone(async |world: World| {
         let gpus = world.provision("a100-80gb", 3, true);
         let small = offer("1g.10gb");
-        let make = |gpu: usize| {
-            let made = world.store().with(|state| {
+        let create = |gpu: usize| {
+            let created = world.store().with(|state| {
                 state.gpus[gpu].mig = true;
                 state.gpus[gpu].create_at(small.profile_id, 0, small.size)
             });
-            made.unwrap().unwrap();
+            created.unwrap().unwrap();
         };
-        (0..3).for_each(make);
+        (0..3).for_each(create);
         let before = world.instances();
         let settings = Settings {
             filter: FilterDevices {

@@ -69,7 +69,7 @@ pub(crate) struct Agent {
 }
 
 impl World {
-    /// Makes GPUs. Returns their UUIDs.
+    /// Provisions GPUs. Returns their UUIDs.
     pub(crate) fn provision(&self, model: &str, count: usize, mig: bool) -> Vec<String> {
         let spec = GpuSpec {
             model: model.to_owned(),
