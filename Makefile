@@ -1,6 +1,6 @@
 # Thin: each target is the few commands that it names. The test cluster needs root.
 
-.PHONY: build demo test bench bench-placement crash chaos lint clean
+.PHONY: build demo test bench bench-placement crash chaos lint sizes clean
 
 DURATION ?= 120
 SEED ?= 1
@@ -39,6 +39,9 @@ lint: ## Format, lints, docs, and what the model, the placement engine and the a
 	! cargo tree -p tessera-domain -e normal --prefix none | grep -E '^(tokio|kube|hyper|k8s-openapi|tracing|rand) '
 	! cargo tree -p tessera-placement -e normal --prefix none | grep -E '^(tokio|kube|hyper|k8s-openapi|tracing) '
 	! cargo tree -p tessera-nodeagent -e normal --prefix none | grep -E '^(tessera-placement|rand) '
+
+sizes: ## Sizes of files and functions beside their goals; no import circle in any crate.
+	cargo test -p tessera-e2e --test structure -- --nocapture
 
 clean: ## The cluster, and what was built.
 	-target/debug/tessera-e2e down
