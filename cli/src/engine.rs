@@ -13,11 +13,7 @@ use domain::{
 use placement::{
     cluster::Cluster,
     layouts::Layouts,
-    simulation::{
-        self,
-        fleet::{Fleet, Placed},
-        tuning::tune,
-    },
+    simulation::{self, fleet::Fleet, stock::Placed, tuning::tune},
 };
 
 /// The cluster of a simulation.

@@ -5,10 +5,11 @@ use std::{collections::BTreeMap, path::Path};
 use anyhow::{Context, anyhow, bail};
 use domain::{
     config::Config,
-    demand::{ContainerKind, ContainerRequest, Demand, PodRequest},
+    demand::{ContainerKind, Demand},
     fixtures,
     gpu::Gpu,
     mode::VgpuMode,
+    request::{ContainerRequest, PodRequest},
     status::GpuNodeStatus,
 };
 use k8s_openapi::api::core::v1::Pod;

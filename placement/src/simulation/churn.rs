@@ -6,7 +6,7 @@ use rand::{Rng, SeedableRng, rngs::SmallRng};
 
 use crate::{
     layouts::Layouts,
-    simulation::fleet::{Fleet, Placed},
+    simulation::{fleet::Fleet, stock::Placed},
 };
 
 /// A pod of one device. Times are in whatever unit the caller counts.
