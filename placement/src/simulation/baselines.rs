@@ -131,12 +131,11 @@ impl Templates {
                     is_large_enough && layouts.is_free(state, window)
                 })
             };
-            let found = match *chosen {
-                Some(template) => unused(&self.all[template]).map(|window| (template, window)),
-                None => {
-                    let mut all = self.all.iter().enumerate();
-                    all.find_map(|(at, template)| Some((at, unused(template)?)))
-                }
+            let found = if let Some(template) = *chosen {
+                unused(&self.all[template]).map(|window| (template, window))
+            } else {
+                let mut all = self.all.iter().enumerate();
+                all.find_map(|(at, template)| Some((at, unused(template)?)))
             };
             if let Some((template, window)) = found {
                 *chosen = Some(template);

@@ -102,7 +102,7 @@ impl<'a> Fleet<'a> {
 
     /// Places a device of a profile, if there is room by the rule.
     pub fn place(&mut self, profile: usize) -> Option<Placed> {
-        self.mix.saw(profile);
+        self.mix.count(profile);
         self.since_refresh += 1;
         let follows_mix = self.weighing.is_some_and(Weighing::follows_mix);
         if follows_mix && self.since_refresh >= REFRESH_INTERVAL {
@@ -130,12 +130,12 @@ impl<'a> Fleet<'a> {
             order: &self.order,
             worth: &self.worth,
         };
-        let (placed, moved) = moves.cheapest(profile)?;
-        let other = self.stock.profile(moved.from)?;
-        self.remove(moved.from);
+        let (placed, relocation) = moves.cheapest(profile)?;
+        let other = self.stock.profile(relocation.from)?;
+        self.remove(relocation.from);
         self.stock.put(placed, profile);
-        self.stock.put(moved.to, usize::from(other));
-        Some((placed, moved))
+        self.stock.put(relocation.to, usize::from(other));
+        Some((placed, relocation))
     }
 
     /// Gives a device back.
