@@ -6,29 +6,28 @@ use anyhow::{anyhow, bail};
 use domain::{
     claim::{Claim, ClaimedDevice, ContainerClaim, Slot},
     config::Config,
-    demand::{Demand, Memory},
+    demand::{ContainerKind, Demand, Memory},
     rule::Rule,
     status::GpuNodeStatus,
 };
 use placement::{
     cluster::Cluster,
     layouts::Layouts,
-    simulation::{
-        self,
-        fleet::{Fleet, Placed},
-        tuning::tune,
-    },
+    simulation::{self, fleet::Fleet, stock::Placed, tuning::tune},
 };
+
+/// Pods between two tunings of the weighing.
+const TUNING_INTERVAL: u32 = 1_000;
 
 /// The cluster of a simulation.
 pub(crate) enum Engine<'l> {
-    /// What the scheduler does.
+    /// The scheduler's view and planning.
     Planning {
         cluster: Box<Cluster>,
         rule: Rule,
         placed: u32,
     },
-    /// A published rule.
+    /// A rule for simulations only, which knows single devices.
     Baseline {
         fleet: Box<Fleet<'l>>,
         /// Node and UUID of each card.
@@ -63,12 +62,12 @@ impl<'l> Engine<'l> {
                 .iter()
                 .flat_map(|(name, status)| status.gpus.iter().map(move |gpu| (name, gpu)))
         };
-        let layouts = layouts.ok_or_else(|| anyhow!("{rule} needs GPUs that can do MIG"))?;
+        let layouts = layouts.ok_or_else(|| anyhow!("rule {rule} needs GPUs that support MIG"))?;
         let mut models: Vec<&str> = gpus().map(|(_, gpu)| gpu.model.as_str()).collect();
         models.dedup();
         if models.len() > 1 || gpus().any(|(_, gpu)| !gpu.instances.is_empty()) {
             bail!(
-                "{rule} is simulated on empty GPUs of one model only; use a list such as \"8 x a100-80gb\""
+                "rule {rule} can only be simulated on empty GPUs of one model; use a list such as \"8 x a100-80gb\""
             );
         }
         let cards: Vec<_> = gpus()
@@ -101,7 +100,7 @@ impl<'l> Engine<'l> {
                 placed,
             } => {
                 *placed += 1;
-                if *rule == Rule::Tuned && *placed % 1_000 == 0 {
+                if *rule == Rule::Tuned && placed.is_multiple_of(TUNING_INTERVAL) {
                     for (model, layouts, mix) in cluster.mixes() {
                         cluster.set_weighing(&model, tune(&layouts, &mix.parts));
                     }
@@ -167,15 +166,15 @@ impl<'l> Engine<'l> {
 /// The smallest profile by memory, then by compute, that serves a demand of one device.
 fn single(layouts: &Layouts, demand: &Demand, config: &Config) -> anyhow::Result<usize> {
     let [container] = &demand.containers[..] else {
-        bail!("a baseline places pods of one container only; use --policy demand");
+        bail!("a baseline only places pods of one container; use --policy demand");
     };
     if container.count != 1 {
-        bail!("a baseline places pods of one device only; use --policy demand");
+        bail!("a baseline only places pods of one device; use --policy demand");
     }
     let all = layouts.offers.iter().enumerate();
     let found = match container.memory {
         Memory::Whole => all.max_by_key(|(_, offer)| offer.size),
-        Memory::Percent(_) => bail!("a baseline knows memory in MiB only; use --policy demand"),
+        Memory::Percent(_) => bail!("a baseline only knows memory in MiB; use --policy demand"),
         Memory::Mib(mib) => all
             .filter(|(_, offer)| {
                 let nominal = offer.nominal_mib().filter(|_| config.nominal_memory);
@@ -185,10 +184,10 @@ fn single(layouts: &Layouts, demand: &Demand, config: &Config) -> anyhow::Result
     };
     found
         .map(|(at, _)| at)
-        .ok_or_else(|| anyhow!("no profile has the memory that a pod asks for"))
+        .ok_or_else(|| anyhow!("no MIG profile has the memory that a pod asks for"))
 }
 
-/// The claims of the pods that have the instances of a node, as far as its agent tells.
+/// The claims of the pods that have the instances of a node, as far as its agent reports.
 fn claims(status: &GpuNodeStatus) -> HashMap<String, Claim> {
     let mut claims: HashMap<String, Claim> = HashMap::new();
     for gpu in &status.gpus {
@@ -215,7 +214,7 @@ fn claims(status: &GpuNodeStatus) -> HashMap<String, Claim> {
                 Some(known) => known.devices.push(device),
                 None => claim.containers.push(ContainerClaim {
                     name: container.clone(),
-                    kind: domain::demand::ContainerKind::App,
+                    kind: ContainerKind::App,
                     devices: vec![device],
                 }),
             }

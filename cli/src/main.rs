@@ -3,5 +3,5 @@
 use clap::Parser;
 
 fn main() -> anyhow::Result<()> {
-    cli::Args::parse().run()
+    cli::run(cli::args::Args::parse())
 }

@@ -3,16 +3,16 @@
 use anyhow::anyhow;
 use plotters::prelude::*;
 
-use crate::simulate::Sample;
+use crate::simulation::report::Sample;
 
-/// Points of a line; more are thinned out.
-const POINTS: usize = 2_000;
-const HELD: &str = "GPUs held";
-const ACCEPTED: &str = "asked for and given at once, so far";
+/// The most points per line; of more, only every second, third, ... is drawn.
+const MAX_POINTS: usize = 2_000;
+const IN_USE: &str = "GPUs in use";
+const ACCEPTED: &str = "requested GPUs given on arrival, so far";
 
 pub(crate) fn svg(series: &[Sample]) -> anyhow::Result<String> {
     let mut text = String::new();
-    draw(series, &mut text).map_err(|error| anyhow!("cannot draw: {error}"))?;
+    draw(series, &mut text).map_err(|error| anyhow!("cannot draw the plot: {error}"))?;
     Ok(text)
 }
 
@@ -30,10 +30,10 @@ fn draw(series: &[Sample], text: &mut String) -> Result<(), Box<dyn std::error::
         .x_desc("seconds")
         .y_desc("%")
         .draw()?;
-    let every = series.len().div_ceil(POINTS).max(1);
-    for (label, colour) in [(HELD, BLUE), (ACCEPTED, RED)] {
+    let every = series.len().div_ceil(MAX_POINTS).max(1);
+    for (label, colour) in [(IN_USE, BLUE), (ACCEPTED, RED)] {
         let points = series.iter().step_by(every).map(|sample| {
-            let value = if label == HELD {
+            let value = if label == IN_USE {
                 sample.utilisation
             } else {
                 sample.accepted

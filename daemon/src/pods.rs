@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 
 use domain::{
     claim::{Claim, ClaimError},
-    demand::{ContainerKind, ContainerRequest, PodRequest},
+    demand::ContainerKind,
     keys,
     pod::PodName,
+    request::{ContainerRequest, PodRequest},
 };
 use k8s_openapi::api::core::v1::{Container, Pod};
 use kube::ResourceExt;

@@ -30,16 +30,16 @@ pub struct ContainerClaim {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(tag = "mode", rename_all = "kebab-case")]
 pub enum ClaimedDevice {
-    /// A GPU instance to be made at exactly this placement.
+    /// A GPU instance to be created at exactly this placement.
     Mig(Slot),
-    /// A software share of a card.
+    /// A software share of a GPU.
     HamiCore(Share),
 }
 
-/// A GPU instance that should be: card, profile and placement. What is, is an [`Instance`](crate::gpu::Instance).
+/// A GPU instance that should exist: GPU, profile and placement. One that exists is an [`Instance`](crate::gpu::Instance).
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Slot {
-    /// UUID of the card.
+    /// UUID of the GPU.
     pub gpu: String,
     /// Name of the profile.
     pub profile: String,
@@ -47,14 +47,14 @@ pub struct Slot {
     pub start: u8,
     /// Memory slices.
     pub size: u8,
-    /// Memory the card gives, MiB.
+    /// Memory that the GPU gives, MiB.
     pub mem: u64,
 }
 
-/// A software share of a card.
+/// A software share of a GPU.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Share {
-    /// UUID of the card.
+    /// UUID of the GPU.
     pub gpu: String,
     /// Memory limit, MiB.
     pub mem: u64,
@@ -62,7 +62,7 @@ pub struct Share {
     pub cores: u32,
 }
 
-/// What a claim takes of a card in mode `hami-core`.
+/// What software shares take of a GPU.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ShareUse {
     /// Number of shares.
@@ -73,12 +73,21 @@ pub struct ShareUse {
     pub cores: u32,
 }
 
-/// An annotation that is no claim.
+/// An annotation that is not a claim.
 #[derive(Debug, thiserror::Error)]
 pub enum ClaimError {
     /// Not the JSON of a claim.
-    #[error("the claim is not readable: {0}")]
+    #[error("cannot read the claim: {0}")]
     Json(#[from] serde_json::Error),
+}
+
+/// The version of the wire form that this code writes and reads.
+const VERSION: u32 = 1;
+
+#[derive(Debug, thiserror::Error)]
+#[error("version {version} is unknown, only version {VERSION} is supported")]
+struct UnknownVersion {
+    version: u32,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -98,14 +107,14 @@ fn is_app(kind: &ContainerKind) -> bool {
 // === impl Claim ===
 
 impl TryFrom<Wire> for Claim {
-    type Error = String;
+    type Error = UnknownVersion;
 
-    fn try_from(wire: Wire) -> Result<Self, String> {
+    fn try_from(wire: Wire) -> Result<Self, UnknownVersion> {
         match wire.v {
-            1 => Ok(Self {
+            VERSION => Ok(Self {
                 containers: wire.containers,
             }),
-            other => Err(format!("version {other} is unknown here, 1 is known")),
+            version => Err(UnknownVersion { version }),
         }
     }
 }
@@ -113,7 +122,7 @@ impl TryFrom<Wire> for Claim {
 impl From<Claim> for Wire {
     fn from(claim: Claim) -> Self {
         Self {
-            v: 1,
+            v: VERSION,
             containers: claim.containers,
         }
     }
@@ -135,7 +144,7 @@ impl Claim {
         self.devices().next().map(ClaimedDevice::mode)
     }
 
-    /// All devices of all containers; a shared one is named more than once.
+    /// All devices of all containers; one that several containers use comes more than once.
     pub fn devices(&self) -> impl Iterator<Item = &ClaimedDevice> {
         self.containers
             .iter()
@@ -154,7 +163,7 @@ impl Claim {
             .find(|container| container.name == name)
     }
 
-    /// The memory slices of a card that the claim holds for the pod's whole life.
+    /// The memory slices of a GPU that the claim holds for the pod's whole life.
     pub fn slices(&self, gpu: &str) -> Slices {
         self.slots()
             .filter(|slot| slot.gpu == gpu)
@@ -162,7 +171,7 @@ impl Claim {
             .collect()
     }
 
-    /// What the claim takes of a card in mode `hami-core`: the most that runs together.
+    /// What the claim takes of a GPU in mode `hami-core`: the most that runs together.
     pub fn share_use(&self, gpu: &str) -> ShareUse {
         let used = |containers: &mut dyn Iterator<Item = &ContainerClaim>| {
             containers
@@ -237,7 +246,7 @@ impl ClaimedDevice {
         }
     }
 
-    /// UUID of its card.
+    /// UUID of its GPU.
     pub fn gpu(&self) -> &str {
         match self {
             Self::Mig(slot) => &slot.gpu,
@@ -271,7 +280,7 @@ impl ClaimedDevice {
 }
 
 impl Slot {
-    /// The slices it stands on.
+    /// The memory slices that it takes.
     pub fn slices(&self) -> Slices {
         Slices::span(self.start, self.size)
     }

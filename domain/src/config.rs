@@ -14,38 +14,38 @@ use crate::{
 pub struct Config {
     /// Resource that counts devices.
     pub resource_count_name: String,
-    /// Resource that asks for MiB a device.
+    /// Resource that asks for MiB per device.
     pub resource_memory_name: String,
-    /// Resource that asks for percent of the card's memory a device.
+    /// Resource that asks for percent of the GPU's memory per device.
     pub resource_memory_percentage_name: String,
-    /// Resource that asks for percent of the card's compute a device.
+    /// Resource that asks for percent of the GPU's compute per device.
     pub resource_core_name: String,
-    /// MiB a device gets when the pod says nothing; 0 is the whole card.
+    /// MiB per device where the pod asks for none; 0 is the whole GPU.
     pub default_memory: u64,
-    /// Percent of compute a device gets when the pod says nothing.
+    /// Percent of compute per device where the pod asks for none.
     pub default_cores: u32,
-    /// Devices a container gets that asks for memory or cores only.
+    /// Devices of a container that asks for memory or compute only.
     #[serde(rename = "defaultGPUNum")]
     pub default_gpu_num: u32,
-    /// Device ids a card has in kubelet, and software shares it takes at most.
+    /// Device ids per GPU in kubelet, and the most software shares that it takes.
     pub device_split_count: u32,
-    /// Whether a request up to the size in a profile's name is served by it, although the card gives
-    /// a little less: 10240 MiB by `1g.10gb`, which has 9,728 on an A100.
+    /// Whether a profile serves requests up to the size in its name, although the GPU gives a little
+    /// less: `1g.10gb` serves 10240 MiB, but has 9,728 on an A100.
     pub nominal_memory: bool,
-    /// Whether a pod that does not say (`nvidia.com/allow-larger-memory`) may get a larger memory size
-    /// where every place for the smallest sufficient one is taken.
+    /// Whether a pod may get a larger memory size where every place for the smallest sufficient one is
+    /// taken; the annotation `nvidia.com/allow-larger-memory` overrides it.
     pub allow_larger_memory: bool,
-    /// Layouts that cards of the listed models are kept to; every legal layout for the others.
+    /// Layouts that GPUs of the listed models are kept to; every legal layout for the others.
     pub known_mig_geometries: Vec<KnownGeometries>,
-    /// Whether a pod with a priority that finds no room displaces pods of lower priority.
+    /// Whether a pod that fits nowhere preempts pods of lower priority.
     pub preemption: bool,
-    /// By which rule placements are chosen: `demand`, `tuned`, `fixed`, `mfi`, `mfi-all` or `fgd`.
+    /// The rule by which placements are chosen: `demand`, `tuned`, `fixed`, `mfi`, `mfi-all` or `fgd`.
     pub placement: PlacementPolicy,
     /// Settings of single nodes.
     pub nodeconfig: Vec<NodeConfig>,
 }
 
-/// A rule that the scheduler can place by: one that weighs the states of a card.
+/// A rule that the scheduler can place by: one that weighs the states of a GPU.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "Rule")]
 pub struct PlacementPolicy(Rule);
@@ -57,19 +57,27 @@ impl PlacementPolicy {
     }
 }
 
-impl TryFrom<Rule> for PlacementPolicy {
-    type Error = String;
+/// A rule that the scheduler cannot place by.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{rule} is for simulations only; write one of: {}", usable().join(", "))]
+pub struct SimulationOnly {
+    /// The rule that was written.
+    pub rule: Rule,
+}
 
-    fn try_from(rule: Rule) -> Result<Self, String> {
-        if !rule.is_simulation_only() {
-            return Ok(Self(rule));
+fn usable() -> Vec<String> {
+    let usable = Rule::ALL.iter().filter(|rule| !rule.is_simulation_only());
+    usable.map(Rule::to_string).collect()
+}
+
+impl TryFrom<Rule> for PlacementPolicy {
+    type Error = SimulationOnly;
+
+    fn try_from(rule: Rule) -> Result<Self, SimulationOnly> {
+        if rule.is_simulation_only() {
+            return Err(SimulationOnly { rule });
         }
-        let usable = Rule::ALL.iter().filter(|rule| !rule.is_simulation_only());
-        let names: Vec<String> = usable.map(Rule::to_string).collect();
-        let names = names.join(", ");
-        Err(format!(
-            "{rule} is for simulations only; write one of: {names}"
-        ))
+        Ok(Self(rule))
     }
 }
 
@@ -79,15 +87,15 @@ impl TryFrom<Rule> for PlacementPolicy {
 pub struct NodeConfig {
     /// The node's name, exactly.
     pub name: String,
-    /// Mode of the node's cards where the node has no label `nvidia.com/vgpu-mode`.
+    /// Mode of the node's GPUs where the node has no label `nvidia.com/vgpu-mode`.
     pub operatingmode: Option<NodeMode>,
-    /// Cards that work in another mode than the node's, whatever its label says.
+    /// GPUs that work in another mode than the node's, whatever its label is.
     pub devicemodes: Vec<DeviceMode>,
-    /// Cards that are none of our business.
+    /// GPUs that Tessera does not manage.
     pub filterdevices: FilterDevices,
 }
 
-/// How one card of a node works.
+/// The mode of one GPU of a node.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DeviceMode {
@@ -97,11 +105,11 @@ pub struct DeviceMode {
     /// By NVML index.
     #[serde(default)]
     pub index: Option<u32>,
-    /// Its mode.
+    /// The mode that it works in.
     pub operatingmode: NodeMode,
 }
 
-/// Cards to leave alone.
+/// GPUs that Tessera does not manage.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct FilterDevices {
@@ -111,17 +119,17 @@ pub struct FilterDevices {
     pub index: Vec<u32>,
 }
 
-/// The layouts of some models, in the order in which they are tried; as in `HAMi`'s `knownMigGeometries`.
+/// The layouts of some models, in the order in which they are tried, as in `HAMi`'s `knownMigGeometries`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", default, deny_unknown_fields)]
 pub struct KnownGeometries {
-    /// Parts of NVML's names: `A100-SXM4-80GB`, `A30`. Blanks and hyphens are the same; letter case does not matter.
+    /// Parts of NVML's names: `A100-SXM4-80GB`, `A30`. Blanks equal hyphens, and case is ignored.
     pub models: Vec<String>,
     /// The layouts.
     pub allowed_geometries: Vec<Geometry>,
 }
 
-/// How many instances of which profiles a card is cut into.
+/// How many instances of which profiles a GPU is cut into.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(transparent)]
 pub struct Geometry(pub Vec<GeometryInstances>);
@@ -134,16 +142,16 @@ pub struct GeometryInstances {
     pub name: String,
     /// How many.
     pub count: u32,
-    /// Read for compatibility; NVML tells.
+    /// Ignored: read for compatibility, NVML reports it.
     #[serde(default)]
     pub core: u32,
-    /// Read for compatibility; NVML tells.
+    /// Ignored: read for compatibility, NVML reports it.
     #[serde(default)]
     pub memory: u64,
 }
 
 impl Geometry {
-    /// The offers of its instances, each as often as it occurs. What the card does not offer is left out.
+    /// The offers of its instances, each as often as it occurs. What the GPU does not offer is left out.
     pub fn offers<'m>(&self, model: &'m Model) -> Vec<&'m Offer> {
         let all = self.0.iter();
         all.filter_map(|instances| Some((model.offer(&instances.name)?, instances.count)))
@@ -153,14 +161,14 @@ impl Geometry {
 }
 
 impl FilterDevices {
-    /// Whether a card is none of our business.
+    /// Whether Tessera leaves this GPU alone.
     pub fn excludes(&self, index: u32, uuid: &str) -> bool {
         self.index.contains(&index) || self.uuid.iter().any(|known| known == uuid)
     }
 }
 
 impl DeviceMode {
-    /// Whether this is said of a card; an entry that names both UUID and index wants both to match.
+    /// Whether the entry is for this GPU; one that has both a UUID and an index must match both.
     pub fn applies_to(&self, index: u32, uuid: &str) -> bool {
         let named = self.uuid.is_some() || self.index.is_some();
         named
@@ -191,7 +199,7 @@ impl Default for Config {
 }
 
 impl Config {
-    /// The settings of a node.
+    /// The settings of a node; the defaults where it has none.
     pub fn node(&self, name: &str) -> NodeConfig {
         self.nodeconfig
             .iter()
@@ -200,9 +208,9 @@ impl Config {
             .unwrap_or_default()
     }
 
-    /// The layouts that a model's cards are kept to, in order; `None`: every legal one.
+    /// The layouts that a model's GPUs are kept to, in order; `None`: every legal one.
     ///
-    /// Of entries that match the one with the longest name counts: `H20` is no `H200`.
+    /// Of several entries that match, the one with the longest name counts; `H20` does not match an `H200`.
     pub fn geometries(&self, model: &Model) -> Option<Vec<&Geometry>> {
         if self.known_mig_geometries.is_empty() {
             return None;
@@ -261,7 +269,7 @@ mod tests {
         assert_eq!(
             known(fixtures::model("h200").unwrap()),
             None,
-            "H20 is another card"
+            "H20 is another GPU"
         );
         let only = &config.known_mig_geometries[0].allowed_geometries[0];
         assert_eq!(only.offers(&fixtures::a100_80gb()).len(), 7);

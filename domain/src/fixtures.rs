@@ -1,4 +1,4 @@
-//! Cards of the field as NVML reports them, for tests and simulations; the daemons read them from NVML.
+//! GPU models as NVML reports them, for tests and simulations; the daemons read them from NVML.
 
 use serde::Deserialize;
 
@@ -122,7 +122,7 @@ pub fn demand(mib: u64) -> Demand {
     }
 }
 
-/// A healthy, empty node with `count` cards of one model; their UUIDs are `GPU-<name>-<index>`.
+/// A healthy, empty node with `count` GPUs of one model; their UUIDs are `GPU-<name>-<index>`.
 pub fn node(name: &str, model: &Model, count: u32, mode: VgpuMode) -> GpuNodeStatus {
     GpuNodeStatus {
         models: vec![model.clone()],

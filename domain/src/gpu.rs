@@ -1,19 +1,19 @@
-//! What a card offers and what stands on it: the inventory that a node agent publishes.
+//! What a GPU offers and which instances it has: the inventory that a node agent publishes.
 
 use serde::{Deserialize, Serialize};
 
 use crate::{mode::VgpuMode, slices::Slices};
 
-/// A GPU instance profile as NVML offers it on one model of card.
+/// A GPU instance profile as NVML offers it on one model of GPU.
 ///
 /// Read from `nvmlDeviceGetGpuInstanceProfileInfo` and
 /// `nvmlDeviceGetGpuInstancePossiblePlacements_v2`; never from a table.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Offer {
-    /// The profile's name, `1g.10gb`; unique on a card.
+    /// The profile's name, `1g.10gb`; unique on a GPU.
     pub profile: String,
-    /// NVML's id of the profile on this card (`info.id`; not the `NVML_GPU_INSTANCE_PROFILE_*` constant).
+    /// NVML's id of the profile on this GPU (`info.id`; not the `NVML_GPU_INSTANCE_PROFILE_*` constant).
     pub profile_id: u32,
     /// Memory of an instance, MiB.
     pub memory_mib: u64,
@@ -25,20 +25,20 @@ pub struct Offer {
     pub size: u8,
     /// Memory slices at which an instance may start.
     pub starts: Vec<u8>,
-    /// How many instances an empty card takes.
+    /// How many instances fit on an empty GPU.
     pub max_count: u8,
 }
 
 impl Offer {
     /// Whether the profile is a plain share of memory and compute, without attribute (`+me`, `+gfx`, `-me`).
     ///
-    /// An attribute asks for engines that only one or few instances of a card can have, so such a
+    /// An attribute asks for engines that only one or few instances per GPU can have, so such a
     /// profile is never chosen for a pod that did not name it.
     pub fn is_plain(&self) -> bool {
         !self.profile.contains(['+', '-'])
     }
 
-    /// The size in the profile's name in MiB: `1g.10gb` is sold as 10 GiB, whatever the card gives.
+    /// The size in the profile's name in MiB: `1g.10gb` is sold as 10 GiB, whatever the GPU gives.
     pub fn nominal_mib(&self) -> Option<u64> {
         let (_, gb) = self.profile.split_once('.')?;
         let digits = gb
@@ -55,19 +55,19 @@ impl Offer {
     }
 }
 
-/// One model of card and all it offers.
+/// One model of GPU and all that it offers.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Model {
-    /// NVML's name of the card, `NVIDIA A100-SXM4-80GB`.
+    /// NVML's name of the model, `NVIDIA A100-SXM4-80GB`.
     pub name: String,
-    /// Memory of the whole card, MiB.
+    /// Memory of the whole GPU, MiB.
     pub memory_mib: u64,
-    /// Memory slices of the card; 0 where it cannot do MIG.
+    /// Memory slices of the GPU; 0 where it cannot do MIG.
     pub memory_slices: u8,
-    /// Compute slices of the card; 0 where it cannot do MIG.
+    /// Compute slices of the GPU; 0 where it cannot do MIG.
     pub compute_slices: u8,
-    /// GPU instance profiles; empty where the card cannot do MIG.
+    /// GPU instance profiles; empty where the GPU cannot do MIG.
     #[serde(default)]
     pub offers: Vec<Offer>,
 }
@@ -78,7 +78,7 @@ impl Model {
         self.offers.iter().find(|offer| offer.profile == profile)
     }
 
-    /// The plain offer that takes the whole card.
+    /// The plain offer that takes the whole GPU.
     pub fn whole(&self) -> Option<&Offer> {
         self.offers
             .iter()
@@ -86,7 +86,7 @@ impl Model {
             .max_by_key(|offer| (offer.size, offer.compute_slices, offer.memory_mib))
     }
 
-    /// The share of the card's multiprocessors that an instance has, in percent, rounded up as `HAMi` does.
+    /// The share of the GPU's multiprocessors that an instance has, in percent, rounded up as `HAMi` does.
     pub fn cores_percent(&self, offer: &Offer) -> u32 {
         let all = self
             .offers
@@ -102,18 +102,18 @@ impl Model {
     }
 }
 
-/// What an instance on a card is there for.
+/// Who uses an instance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum InstanceState {
-    /// The agent is making it for a claim.
+    /// The agent is creating it for a claim.
     Creating,
-    /// A container has it, or its claim waits for the container.
+    /// A container uses it, or its claim waits for the container.
     InUse,
-    /// Nobody has it; its slices may be given away.
+    /// Nobody uses it; its slices are free.
     Idle,
-    /// Somebody else made it; its slices are not ours to use.
+    /// Tessera did not create it; its slices are not available.
     Foreign,
-    /// It should be gone but cannot be destroyed; its slices are not offered.
+    /// It should be gone but cannot be destroyed; its slices are not available.
     Quarantined,
 }
 
@@ -138,22 +138,22 @@ pub struct Instance {
     pub start: u8,
     /// Memory slices.
     pub size: u8,
-    /// NVML's GPU instance id: for looking up, never a position.
+    /// NVML's GPU instance id: a key, not a position.
     pub gpu_instance_id: u32,
     /// MIG UUID of its compute instance; absent while that does not exist.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub uuid: Option<String>,
     /// Memory in MiB.
     pub memory_mib: u64,
-    /// What it is there for.
+    /// Who uses it.
     pub state: InstanceState,
-    /// `namespace/name` of the pod that has it.
+    /// `namespace/name` of the pod that uses it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pod: Option<String>,
     /// UID of that pod.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pod_uid: Option<String>,
-    /// The container that has it.
+    /// The container that uses it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub container: Option<String>,
     /// Why it is foreign or quarantined, in words.
@@ -162,37 +162,37 @@ pub struct Instance {
 }
 
 impl Instance {
-    /// The slices it stands on.
+    /// The memory slices that it takes.
     pub fn slices(&self) -> Slices {
         Slices::span(self.start, self.size)
     }
 }
 
-/// One card of a node.
+/// One GPU of a node.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Gpu {
-    /// NVML index; shifts when cards are added or lost.
+    /// NVML index; shifts when GPUs are added or lost.
     pub index: u32,
-    /// NVML UUID, `GPU-…`: the card's identity.
+    /// NVML UUID, `GPU-…`: the GPU's identity.
     pub uuid: String,
     /// Name of its [`Model`].
     pub model: String,
     /// Memory in MiB.
     pub memory_mib: u64,
-    /// How the card works now.
+    /// The mode that the GPU works in now.
     pub mode: VgpuMode,
-    /// The mode the card changes to as soon as it is idle; until then it takes no new pods.
+    /// The mode that the GPU changes to when it is idle; until then it takes no new pods.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub changing_to: Option<VgpuMode>,
-    /// Whether the card changes its mode by itself for a pod that fits nowhere else, when it is idle.
+    /// Whether the GPU, when idle, changes its mode for a pod that fits nowhere else (node mode `auto`).
     #[serde(
         rename = "byDemand",
         default,
         skip_serializing_if = "std::ops::Not::not"
     )]
     pub auto_mode: bool,
-    /// Why the card must not be used; absent when it is healthy.
+    /// Why the GPU must not be used; absent when it is healthy.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unhealthy: Option<String>,
     /// How many software shares the GPU takes at most (`deviceSplitCount`).
@@ -211,7 +211,7 @@ mod tests {
     use crate::fixtures::{a30, a100_80gb};
 
     #[test]
-    fn the_name_tells_the_nominal_size() {
+    fn the_nominal_size_is_in_the_name() {
         let model = a100_80gb();
         assert_eq!(model.offer("1g.10gb").unwrap().nominal_mib(), Some(10_240));
         assert_eq!(
@@ -232,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn the_whole_card_is_the_largest_plain_offer() {
+    fn the_whole_gpu_is_the_largest_plain_offer() {
         assert_eq!(a100_80gb().whole().unwrap().profile, "7g.80gb");
         assert_eq!(a30().whole().unwrap().profile, "4g.24gb");
     }

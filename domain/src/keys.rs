@@ -2,38 +2,38 @@
 
 /// User's pod annotation, `mig` or `hami-core`, and admin's node label, where `auto` is possible too.
 pub const VGPU_MODE: &str = "nvidia.com/vgpu-mode";
-/// Pod annotation: only cards whose model contains one of these (comma list, case ignored), as in `HAMi`.
+/// Pod annotation: only GPUs whose model contains one of these (comma list, case ignored), as in `HAMi`.
 pub const USE_GPUTYPE: &str = "nvidia.com/use-gputype";
-/// Pod annotation: no card whose model contains one of these (comma list, case ignored), as in `HAMi`.
+/// Pod annotation: no GPU whose model contains one of these (comma list, case ignored), as in `HAMi`.
 pub const NOUSE_GPUTYPE: &str = "nvidia.com/nouse-gputype";
-/// Pod annotation: only these cards (comma list of UUIDs), as in `HAMi`.
+/// Pod annotation: only these GPUs (comma list of UUIDs), as in `HAMi`.
 pub const USE_GPUUUID: &str = "nvidia.com/use-gpuuuid";
-/// Pod annotation: none of these cards (comma list of UUIDs), as in `HAMi`.
+/// Pod annotation: none of these GPUs (comma list of UUIDs), as in `HAMi`.
 pub const NOUSE_GPUUUID: &str = "nvidia.com/nouse-gpuuuid";
-/// Pod annotation: `true`: where every place for the smallest sufficient memory size is taken, a larger one will do.
+/// Pod annotation: `true`: a larger memory size is acceptable where every place for the smallest sufficient one is taken.
 pub const ALLOW_LARGER: &str = "nvidia.com/allow-larger-memory";
 /// Pod annotation: `binpack` or `spread` over nodes, as in `HAMi`.
 pub const NODE_POLICY: &str = "hami.io/node-scheduler-policy";
 /// Pod annotation: `binpack` or `spread` over the GPUs of a node, as in `HAMi`.
 pub const GPU_POLICY: &str = "hami.io/gpu-scheduler-policy";
 
-/// Pod annotation: `true`: the pod may be restarted elsewhere when that makes room for a pod that waits.
+/// Pod annotation: `true`: the pod may be restarted elsewhere to make room for another one.
 pub const ALLOW_RESTART: &str = "nvidia.com/allow-restart";
 
 /// Prefix of the annotations that only Tessera writes.
 pub const TESSERA_PREFIX: &str = "tessera.dev/";
-/// Pod annotation: the node, as a hint of the webhook and then as the fact of the binding.
+/// Pod annotation: the node; a hint of the webhook at first, and then the node that the pod was bound to.
 pub const NODE: &str = "tessera.dev/node";
 /// Pod annotation: `user` or `tessera`, who chose the mode.
 pub const VGPU_MODE_BY: &str = "tessera.dev/vgpu-mode-by";
-/// Node annotation: when GPU slices became free that a waiting pod could use; its change wakes kube-scheduler.
+/// Node annotation: when GPU slices became free that an unschedulable pod could use; its change makes kube-scheduler try again.
 pub const FREED: &str = "tessera.dev/freed";
 /// Pod annotation: the [`Claim`](crate::claim::Claim), written by the binding.
 pub const CLAIM: &str = "tessera.dev/claim";
 
-/// API group of our objects.
+/// API group of `GpuNode`.
 pub const GROUP: &str = "tessera.dev";
-/// Label by which NVIDIA's MIG manager is told a layout; its presence means another manager may change instances.
+/// Node label that sets the layout for NVIDIA's MIG manager; where it is present, another manager may change instances.
 pub const MIG_CONFIG: &str = "nvidia.com/mig.config";
 /// Name under which kube-scheduler runs our profile.
 pub const SCHEDULER: &str = "tessera-scheduler";

@@ -28,15 +28,15 @@ impl fmt::Display for VgpuMode {
     }
 }
 
-/// How an admin wants cards to work: the values of the node label `nvidia.com/vgpu-mode` and of `operatingmode`.
+/// How an admin wants GPUs to work: the values of the node label `nvidia.com/vgpu-mode` and of `operatingmode`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum NodeMode {
-    /// All of them by MIG.
+    /// All of them as MIG instances.
     Mig,
-    /// All of them by software shares.
+    /// All of them as software shares.
     HamiCore,
-    /// As the pods need them: an idle card changes its mode for a pod that fits nowhere else.
+    /// As the pods need them: an idle GPU changes its mode for a pod that fits nowhere else.
     Auto,
 }
 
@@ -44,7 +44,7 @@ impl NodeMode {
     /// Every mode.
     pub const ALL: [Self; 3] = [Self::Mig, Self::HamiCore, Self::Auto];
 
-    /// The one mode that is wanted; `None`: either.
+    /// The one mode that is wanted; `None` for `auto`.
     pub fn fixed(self) -> Option<VgpuMode> {
         match self {
             Self::Mig => Some(VgpuMode::Mig),
@@ -63,9 +63,9 @@ impl fmt::Display for NodeMode {
     }
 }
 
-/// A text that names no mode of a node.
+/// A text that is not a mode of a node.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is no vGPU mode of a node; write \"mig\", \"hami-core\" or \"auto\"")]
+#[error("{0:?} is not a vGPU mode of a node; write \"mig\", \"hami-core\" or \"auto\"")]
 pub struct UnknownNodeMode(pub String);
 
 impl FromStr for NodeMode {
@@ -79,9 +79,9 @@ impl FromStr for NodeMode {
     }
 }
 
-/// A text that names no mode.
+/// A text that is not a mode.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is no vGPU mode; write \"mig\" or \"hami-core\"")]
+#[error("{0:?} is not a vGPU mode; write \"mig\" or \"hami-core\"")]
 pub struct UnknownMode(pub String);
 
 impl FromStr for VgpuMode {
@@ -164,7 +164,7 @@ mod tests {
         let error = "migg".parse::<VgpuMode>().unwrap_err();
         assert_eq!(
             error.to_string(),
-            r#""migg" is no vGPU mode; write "mig" or "hami-core""#
+            r#""migg" is not a vGPU mode; write "mig" or "hami-core""#
         );
         let error = "both".parse::<NodeMode>().unwrap_err().to_string();
         assert!(error.contains(r#""mig", "hami-core" or "auto""#), "{error}");

@@ -4,22 +4,22 @@ use std::fmt;
 
 use crate::{demand::Memory, mode::VgpuMode};
 
-/// Why a node cannot take a demand: one of a closed list, naming what is scarce.
+/// Why a node cannot take a demand: one of a closed list, which names what is scarce.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Refusal {
-    /// The node has published no card.
+    /// The node publishes no GPU.
     NoGpu,
-    /// The node's kubelet offers no device: no agent is registered with it.
+    /// The node's kubelet has no devices: the agent is not registered with it.
     NoAgent,
-    /// No card is of the type or UUID that the pod's annotations ask for.
+    /// No GPU is of the type or UUID that the pod's annotations ask for.
     Model,
-    /// No card works in the mode that the pod insists on.
+    /// No GPU works in the mode that the pod insists on.
     Mode(VgpuMode),
-    /// Every card that would do is about to change its mode.
+    /// Every suitable GPU is about to change to this mode.
     Changing(VgpuMode),
-    /// Every card that would do is unhealthy.
+    /// Every suitable GPU is unhealthy.
     Unhealthy,
-    /// No card or profile is as large as asked.
+    /// No GPU or profile is as large as asked.
     TooLarge {
         /// What was asked for.
         asked: Memory,
@@ -44,19 +44,19 @@ pub enum Refusal {
     Both(Box<Refusal>, Box<Refusal>),
 }
 
-/// Where a profile could stand on the best card, and who stands there.
+/// Where a profile could be placed on the best GPU, and who is in the way.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Needs {
     /// Slices side by side.
     pub slices: u8,
     /// Where they may start.
     pub starts: Vec<u8>,
-    /// The fewest that stand on one such place, in words: `namespace/name` of pods; empty where no agent has told yet.
+    /// The fewest that are in the way of one such place: `namespace/name` of pods; empty where no agent has reported them yet.
     pub blockers: Vec<String>,
 }
 
 impl Refusal {
-    /// Whether no pod's end would change it, so that preempting one would be in vain.
+    /// Whether preempting pods would not help, in kube-scheduler's words: unschedulable and unresolvable.
     pub fn is_unresolvable(&self) -> bool {
         match self {
             Self::Occupied { .. } | Self::NoAgent => false,
@@ -66,19 +66,19 @@ impl Refusal {
     }
 }
 
-/// One sentence; with `{:#}` who is in the way, too.
+/// One sentence; with `{:#}` it also names who is in the way.
 impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::NoGpu => f.write_str("no GPU is published by a Tessera agent"),
-            Self::NoAgent => f.write_str("no Tessera agent serves the node's kubelet"),
-            Self::Model => f.write_str("no GPU of the type or UUID that the annotations ask for"),
+            Self::NoGpu => f.write_str("node has no GPUs managed by Tessera"),
+            Self::NoAgent => f.write_str("the Tessera agent is not registered with kubelet"),
+            Self::Model => f.write_str("no GPU matches the pod's type or UUID annotations"),
             Self::Mode(mode) => write!(f, "no GPU in mode {mode}"),
-            Self::Changing(to) => write!(f, "GPUs are changing to mode {to}"),
+            Self::Changing(to) => write!(f, "GPUs are switching to mode {to}"),
             Self::Unhealthy => f.write_str("GPUs are unhealthy"),
             Self::TooLarge { asked, largest_mib } => {
                 match asked {
-                    Memory::Whole => f.write_str("no whole GPU can be given")?,
+                    Memory::Whole => f.write_str("no whole GPU is available")?,
                     Memory::Mib(mib) => write!(f, "no GPU has {mib} MiB for one device")?,
                     Memory::Percent(percent) => {
                         write!(
@@ -101,9 +101,9 @@ impl fmt::Display for Refusal {
                     write!(f, "free GPU slices are too fragmented for {wanted}")?;
                     let starts: Vec<String> = needs.starts.iter().map(u8::to_string).collect();
                     let (slices, starts) = (needs.slices, starts.join(" or "));
-                    write!(f, ", which needs {slices} slices at {starts}")?;
+                    write!(f, ", which needs {slices} slices starting at {starts}")?;
                     if f.alternate() && !needs.blockers.is_empty() {
-                        write!(f, ", held by {}", needs.blockers.join(", "))?;
+                        write!(f, ", blocked by {}", needs.blockers.join(", "))?;
                     }
                 } else {
                     write!(f, "no free GPU memory for {wanted}")?;

@@ -1,11 +1,11 @@
-//! The names of the rules of placement, as the configuration and the flags write them; what a rule does is in
+//! The names of the placement rules, as the configuration and the flags write them; what a rule does is in
 //! the crate `placement`.
 
 use std::{fmt, str::FromStr};
 
 use serde::Deserialize;
 
-/// A rule of placement: ours, and those that it is compared with.
+/// A placement rule: ours, and those that it is compared with.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
 #[serde(try_from = "String")]
 pub enum Rule {
@@ -85,9 +85,9 @@ impl fmt::Display for Rule {
     }
 }
 
-/// A text that names no rule.
+/// A text that is not a rule.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{text:?} is no rule of placement; write one of: {}", Rule::ALL.map(|rule| rule.to_string()).join(", "))]
+#[error("{text:?} is not a placement rule; write one of: {}", Rule::ALL.map(|rule| rule.to_string()).join(", "))]
 pub struct UnknownRule {
     /// As written.
     pub text: String,

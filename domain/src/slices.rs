@@ -13,7 +13,7 @@ impl Slices {
     /// No slice at all.
     pub const EMPTY: Self = Self(0);
 
-    /// The slices `start..start + size`. Slices from 32 on do not exist on any card and are dropped.
+    /// The slices `start..start + size`. No GPU has slices from 32 on: they are dropped.
     pub fn span(start: u8, size: u8) -> Self {
         let below = |end: u32| if end >= 32 { u32::MAX } else { (1 << end) - 1 };
         Self(below(u32::from(start) + u32::from(size)) & !below(u32::from(start)))

@@ -1,4 +1,4 @@
-//! The status of a `GpuNode` object: what a node agent tells everybody about its node.
+//! The status of a `GpuNode` object: what a node agent publishes about its node.
 
 use serde::{Deserialize, Serialize};
 
@@ -7,7 +7,7 @@ use crate::{
     mode::{NodeMode, VgpuMode},
 };
 
-/// Status of the cluster-scoped object `GpuNode` (`tessera.dev/v1alpha1`), one a node, named as the node.
+/// Status of the cluster-scoped object `GpuNode` (`tessera.dev/v1alpha1`), one per node, with the name of the node.
 ///
 /// Written by the node's agent alone; the scheduler plugin and the webhook place pods by it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -16,24 +16,24 @@ pub struct GpuNodeStatus {
     /// How the admin wants the node's GPUs to work: the node label `nvidia.com/vgpu-mode`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mode: Option<NodeMode>,
-    /// The models of card on the node.
+    /// The models of GPU on the node.
     #[serde(default)]
     pub models: Vec<Model>,
-    /// The cards, by NVML index.
+    /// The GPUs, by NVML index.
     #[serde(default)]
     pub gpus: Vec<Gpu>,
-    /// The cards and their instances in a line for `kubectl get`: `0: 1g.10gb@6=default/a | 1: -`.
+    /// The GPUs and their instances in one line for `kubectl get`: `0: 1g.10gb@6=default/a | 1: -`.
     #[serde(default)]
     pub layout: String,
     /// Instances in use, for `kubectl get`.
     #[serde(default)]
     pub in_use: u32,
-    /// State of the agent and of the node's cards; one condition a type.
+    /// State of the agent and of the node's GPUs; one condition per type.
     #[serde(default)]
     pub conditions: Vec<Condition>,
 }
 
-/// Type of the condition that kubelet knows the node's devices: it fails pods that come while it does not.
+/// Type of the condition that the agent is registered with kubelet; kubelet fails pods that start while it is not.
 pub const REGISTERED: &str = "Registered";
 
 /// A condition as in `metav1.Condition`.
@@ -59,17 +59,17 @@ impl GpuNodeStatus {
         self.models.iter().find(|model| model.name == name)
     }
 
-    /// Whether kubelet can start pods with GPUs here, as far as the agent has said.
+    /// Whether kubelet can start pods with GPUs here, as far as the agent has reported.
     pub fn is_registered(&self) -> bool {
         let mut conditions = self.conditions.iter();
         !conditions.any(|known| known.kind == REGISTERED && known.status == "False")
     }
 
-    /// Fills [`layout`](Self::layout) and [`in_use`](Self::in_use) from the cards.
+    /// Fills [`layout`](Self::layout) and [`in_use`](Self::in_use) from the GPUs.
     #[must_use]
     pub fn with_summary(mut self) -> Self {
         self.in_use = 0;
-        let mut cards = Vec::with_capacity(self.gpus.len());
+        let mut gpus = Vec::with_capacity(self.gpus.len());
         for gpu in &self.gpus {
             let mut instances: Vec<_> = gpu.instances.iter().collect();
             instances.sort_by_key(|instance| (instance.start, instance.gpu_instance_id));
@@ -91,12 +91,12 @@ impl GpuNodeStatus {
                 (VgpuMode::Mig, true) => "-".to_owned(),
                 (VgpuMode::Mig, false) => line.join(" "),
             };
-            let ill = gpu.unhealthy.as_ref().map_or("", |_| " (unhealthy)");
+            let unhealthy = gpu.unhealthy.as_ref().map_or("", |_| " (unhealthy)");
             let to = gpu.changing_to.map(|mode| format!(" (to {mode})"));
             let to = to.unwrap_or_default();
-            cards.push(format!("{}: {line}{ill}{to}", gpu.index));
+            gpus.push(format!("{}: {line}{unhealthy}{to}", gpu.index));
         }
-        self.layout = cards.join(" | ");
+        self.layout = gpus.join(" | ");
         self
     }
 }

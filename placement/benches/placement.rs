@@ -1,8 +1,8 @@
-//! Rules of placement under arrivals and departures, every rule on the same arrivals.
+//! Placement rules under arrivals and departures, every rule on the same arrivals.
 //!
 //! Poisson arrivals, exponential lifetimes, a pod that does not fit is lost. Printed: the part of the
 //! slices asked for that was accepted, with the half width of the 95 % interval, and the paired
-//! difference of the default to each rule. `-- --help` tells the parameters.
+//! difference of the default to each rule. `-- --help` lists the parameters.
 #![allow(clippy::print_stdout, reason = "a benchmark prints")]
 
 use std::time::Instant;
@@ -50,13 +50,13 @@ fn mixes(layouts: &Layouts) -> [Vec<f64>; 4] {
     ]
 }
 
-/// Compares rules of placement.
+/// Compares placement rules.
 #[derive(Parser)]
 struct Args {
-    /// Runs of each cell.
+    /// Runs per cell.
     #[arg(long, default_value_t = 100)]
     runs: u64,
-    /// Offered load: slices asked for at a time, of all slices.
+    /// Offered load: slices in demand at a time, per slices of all cards.
     #[arg(long, value_delimiter = ',', default_value = "0.85,1.0,1.2")]
     load: Vec<f64>,
     /// Model of the cards.
@@ -72,7 +72,7 @@ struct Args {
     /// Generated mixes of the second table.
     #[arg(long, default_value_t = 40)]
     mixes: u64,
-    /// Runs of each generated mix.
+    /// Runs per generated mix.
     #[arg(long, default_value_t = 8)]
     mix_runs: u64,
     /// Rules; all when left out.
@@ -83,7 +83,7 @@ struct Args {
     bench: bool,
 }
 
-/// Arrivals of a run: 20 for each card before the measurement, 60 for each card in it.
+/// Arrivals of a run: 20 per card before the measurement, 60 per card in it.
 fn arrivals(layouts: &Layouts, mix: &[f64], load: f64, cards: u32, seed: u64) -> Vec<Arrival> {
     churn::poisson(layouts, mix, load, cards, 80 * cards, seed)
 }
@@ -235,7 +235,7 @@ fn main() {
     }
 }
 
-/// Arrivals and departures; who finds no room is lost.
+/// Arrivals and departures; a pod that does not fit is lost.
 fn lossy(layouts: &Layouts, rows: &[Row], cards: u32, load: f64, runs: u64) {
     println!(
         "\nslices accepted, %, {cards} cards, load {load}, {runs} runs; in brackets {} minus the rule",
@@ -301,6 +301,16 @@ fn percent(part: u64, all: u64) -> f64 {
     100.0 * part as f64 / all.max(1) as f64
 }
 
+/// Lifetimes log-normal with mean 1 and a deviation of the logarithm of 1, by Box and Muller.
+fn set_log_normal_lifetimes(arrivals: &mut [Arrival], seed: u64) {
+    let mut random = SmallRng::seed_from_u64(seed);
+    for arrival in arrivals {
+        let (a, b): (f64, f64) = (1.0 - random.random::<f64>(), random.random());
+        let normal = (-2.0 * a.ln()).sqrt() * (std::f64::consts::TAU * b).cos();
+        arrival.lifetime = (normal - 0.5).exp();
+    }
+}
+
 /// Pods that wait, as `MIGBench` generates them: 35/25/25/5 of 1g, 2g, 3g and 7g, log-normal durations, two nodes of four cards.
 fn waiting(layouts: &Layouts) {
     const SEEDS: u64 = 40;
@@ -325,13 +335,7 @@ fn waiting(layouts: &Layouts) {
         ];
         let all = parallel(SEEDS, |seed| {
             let mut arrivals = churn::poisson(layouts, &mix, load, CARDS, PODS, seed);
-            let mut random = SmallRng::seed_from_u64(seed + 1_000_000);
-            for arrival in &mut arrivals {
-                // Log-normal with mean 1 and a deviation of the logarithm of 1, by Box and Muller.
-                let (a, b): (f64, f64) = (1.0 - random.random::<f64>(), random.random());
-                let normal = (-2.0 * a.ln()).sqrt() * (std::f64::consts::TAU * b).cos();
-                arrival.lifetime = (normal - 0.5).exp();
-            }
+            set_log_normal_lifetimes(&mut arrivals, seed + 1_000_000);
             rules.map(|rule| {
                 let mut fleet = simulation::fleet(layouts, rule, CARDS);
                 fleet.node = 4;
@@ -484,7 +488,7 @@ fn generated(layouts: &Layouts, mixes: u64, runs: u64) {
     }
 }
 
-/// Decisions a second at load 1 on one core.
+/// Decisions per second at load 1 on one core.
 fn speed(layouts: &Layouts, cards: u32) {
     let arrivals = arrivals(layouts, &mixes(layouts)[0], 1.0, cards, 7);
     let started = Instant::now();

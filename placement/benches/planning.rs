@@ -1,6 +1,6 @@
 //! How long planning takes: one demand on one node, and filter and score of all nodes from a warm view.
 //!
-//! `items` are GPUs: the inverse of the throughput is the time a GPU.
+//! `items` are GPUs: the inverse of the throughput is the time per GPU.
 
 use divan::{Bencher, counter::ItemsCount};
 use domain::{config::Config, fixtures, fixtures::demand, mode::VgpuMode};

@@ -1,24 +1,25 @@
-//! A card as the scheduler sees it: what it offers, what is held, and what a placement costs its future.
+//! The planner's view of one GPU: what it offers, what is held of it, and what a placement costs its future.
 
 use std::borrow::Cow;
 
-use crate::potential::Potential;
 use domain::{
     claim::{ClaimedDevice, ShareUse},
     gpu::{Gpu, Model, Offer},
     slices::Slices,
 };
 
-/// A card with all that is held of it, by claims and by instances that cannot be given away.
+use crate::potential::Potential;
+
+/// A GPU with all that is held of it, by claims and by instances that are not idle.
 #[derive(Clone, Debug)]
 pub struct Card<'a> {
-    /// The card as its agent published it.
+    /// The GPU as its agent published it.
     pub gpu: &'a Gpu,
-    /// What the card offers.
+    /// What it offers.
     pub model: &'a Model,
-    /// What its placements cost; none for a card without MIG.
+    /// What its placements cost; `None` where it cannot do MIG.
     potential: Option<&'a Potential>,
-    /// Placements that are held; no placement is named twice.
+    /// Placements that are held, each once.
     held: Vec<Slices>,
     /// The profile on each of them.
     profiles: Vec<Cow<'a, str>>,
@@ -26,12 +27,12 @@ pub struct Card<'a> {
     pub used_shares: ShareUse,
 }
 
-/// A legal placement for a request, with its price.
+/// A legal placement for a request, with its cost.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Candidate<'a> {
     pub(crate) offer: &'a Offer,
     pub(crate) start: u8,
-    /// Future capacity that the placement destroys, as a share of what an empty card has.
+    /// Future capacity that the placement destroys, as a part of what an empty card has.
     pub(crate) loss: f64,
 }
 
@@ -92,7 +93,7 @@ impl<'a> Card<'a> {
         self.held.iter().copied().collect()
     }
 
-    /// Whether nothing at all is held of the card.
+    /// Whether nothing is held of the card.
     pub fn is_idle(&self) -> bool {
         self.held.is_empty() && self.used_shares == ShareUse::default()
     }
@@ -119,7 +120,7 @@ impl<'a> Card<'a> {
             .filter(move |&start| !Slices::span(start, size).overlaps(held))
     }
 
-    /// Free placements of the offers, cheapest first; among equals the one with more compute, then the lowest start.
+    /// Free placements of the offers, cheapest first; of equals the one with the most compute, then the lowest start.
     pub(crate) fn candidates(&self, offers: &[&'a Offer]) -> Vec<Candidate<'a>> {
         let loss = self.potential.map(|potential| potential.loss(&self.held));
         let mut candidates: Vec<_> = offers

@@ -30,7 +30,7 @@ pub struct Cluster {
 struct ClaimedPod {
     node: String,
     claim: Claim,
-    /// Until when an assumed claim is believed without having been seen, milliseconds; `None`: seen.
+    /// When an assumed claim expires unless it is seen, milliseconds; `None`: it was seen.
     deadline: Option<u64>,
     /// `None` until the pod was seen.
     info: Option<PodInfo>,
@@ -66,14 +66,14 @@ impl Cluster {
         self.weights.set_weighing(model, weighing)
     }
 
-    /// Takes over what a node's agent published.
+    /// Stores what a node's agent published.
     pub fn apply_node(&mut self, name: &str, status: GpuNodeStatus) {
         self.weights.add_models(&status.models);
         self.nodes.insert(name.to_owned(), status);
         self.count_cards(name);
     }
 
-    /// Takes over whether a node's kubelet has devices to allocate; returns whether that is new.
+    /// Stores whether a node's kubelet has devices to allocate; returns whether that is new.
     pub fn set_allocatable(&mut self, node: &str, allocatable: bool) -> bool {
         self.allocatable.insert(node.to_owned(), allocatable) != Some(allocatable)
     }
@@ -106,12 +106,12 @@ impl Cluster {
             .map(|(name, status)| (name.as_str(), status))
     }
 
-    /// Takes over a bound pod's claim as seen on the API server.
+    /// Stores a bound pod's claim as seen on the API server.
     pub fn apply_pod(&mut self, uid: &str, node: &str, claim: Claim) {
         self.put(uid, node, claim, None);
     }
 
-    /// Keeps what is known of a pod that holds a claim.
+    /// Stores what is known of a pod that holds a claim.
     pub fn set_pod_info(&mut self, uid: &str, info: PodInfo) {
         if let Some(pod) = self.pods.get_mut(uid) {
             pod.info = Some(info);
@@ -123,7 +123,7 @@ impl Cluster {
         self.pods.get(uid)?.info.as_ref()
     }
 
-    /// Forgets a pod that is gone or has ended for good; tells the node that it held something of.
+    /// Forgets a pod that is gone or has ended; returns the node on which it held something.
     pub fn remove_pod(&mut self, uid: &str) -> Option<String> {
         let pod = self.pods.remove(uid)?;
         self.weights.remove_claim(&pod.claim);
@@ -137,7 +137,7 @@ impl Cluster {
         Some(pod.node)
     }
 
-    /// Forgets a pod and the instances that it has, as after its end.
+    /// Forgets a pod and its instances, as if it had ended.
     pub(crate) fn end(&mut self, uid: &str) {
         let Some(node) = self.remove_pod(uid) else {
             return;
@@ -151,7 +151,7 @@ impl Cluster {
         self.count_cards(&node);
     }
 
-    /// Keeps only these pods, as after a fresh list; assumed claims stay.
+    /// Forgets all pods but these, after a fresh list; assumed claims stay.
     pub fn retain_pods(&mut self, seen: &BTreeSet<PodUid>) {
         let gone: Vec<_> = self
             .pods
@@ -164,7 +164,7 @@ impl Cluster {
         }
     }
 
-    /// Keeps only these nodes, as after a fresh list.
+    /// Forgets all nodes but these, after a fresh list.
     pub fn retain_nodes(&mut self, seen: &BTreeSet<String>) {
         let gone = self.nodes.keys().filter(|name| !seen.contains(*name));
         for name in gone.cloned().collect::<Vec<_>>() {
@@ -216,7 +216,7 @@ impl Cluster {
     }
 
     fn put(&mut self, uid: &str, node: &str, claim: Claim, deadline: Option<u64>) {
-        // Every change of a pod's status comes here: what it holds is as it was.
+        // Every change of a pod's status comes here; mostly its claim is the same.
         if let Some(known) = self.pods.get_mut(uid)
             && known.node == node
             && known.claim == claim
@@ -257,7 +257,7 @@ impl Cluster {
         node_cards::cards(status, &self.weights, claims, gone)
     }
 
-    /// The pods that are gone while an instance of a node is still theirs, by UID: it is being released.
+    /// The pods, by UID, that are gone but whose instances on the node are still being released.
     pub fn releasing(&self, node: &str) -> impl Iterator<Item = &str> {
         let gpus = self.nodes.get(node).into_iter().flat_map(|n| &n.gpus);
         let instances = gpus.flat_map(|gpu| &gpu.instances);

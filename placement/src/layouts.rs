@@ -1,8 +1,8 @@
 //! All states that a card of one model can be in: sets of disjoint windows.
 //!
 //! A *window* is the slice set of a legal placement of a plain profile; profiles that stand on the
-//! same slices share it. An 8-slice card has 14 windows and 417 states, so whatever a rule wants to
-//! know of a state can be computed for all of them once.
+//! same slices share it. An 8-slice card has 14 windows and 417 states, so whatever a rule needs
+//! to know of a state is computed once for all of them.
 
 use std::collections::HashMap;
 
@@ -16,7 +16,7 @@ pub type StateId = u16;
 /// Index of a window in [`Layouts::windows`].
 pub type WindowId = u8;
 
-/// The windows and states of a model of card.
+/// The windows and states of the cards of one model.
 #[derive(Clone, Debug)]
 pub struct Layouts {
     /// Memory slices of the card.
@@ -35,7 +35,7 @@ pub struct Layouts {
 }
 
 impl Layouts {
-    /// Enumerates the states of a model; `None` for a card without MIG, or with more than 32 windows.
+    /// Enumerates the states of a model; `None` for one without MIG, or with more than 32 windows.
     pub fn new(model: &Model) -> Option<Self> {
         let offers: Vec<Offer> = model
             .offers
@@ -96,14 +96,14 @@ impl Layouts {
         })
     }
 
-    /// The state with a window more, or with it gone; `None` when that is no state.
+    /// The state with a window added, or removed where it is held; `None` where that is not a state.
     pub fn toggled(&self, state: StateId, window: WindowId) -> Option<StateId> {
         self.ids
             .get(&(self.states[usize::from(state)] ^ 1 << window))
             .copied()
     }
 
-    /// Whether a window is entirely free.
+    /// Whether a window is free in a state.
     pub fn is_free(&self, state: StateId, window: WindowId) -> bool {
         self.states[usize::from(state)] & self.overlaps[usize::from(window)] == 0
     }

@@ -13,10 +13,10 @@ pub struct Mix {
 }
 
 /// Requests over which the mix is averaged.
-const MEMORY: u32 = 500;
+const AVERAGED_REQUESTS: u32 = 500;
 
 impl Mix {
-    /// Nothing is known: all the same.
+    /// Where nothing is known: equal parts.
     pub fn unknown(profiles: usize) -> Self {
         let part = 1.0 / f64::from(u32::try_from(profiles.max(1)).unwrap_or(u32::MAX));
         Self {
@@ -25,7 +25,7 @@ impl Mix {
         }
     }
 
-    /// The mix of these weights.
+    /// The mix in proportion to these weights.
     pub fn of(mut weights: Vec<f64>) -> Self {
         let sum: f64 = weights.iter().sum();
         for weight in &mut weights {
@@ -33,25 +33,25 @@ impl Mix {
         }
         Self {
             parts: weights,
-            seen: MEMORY,
+            seen: AVERAGED_REQUESTS,
         }
     }
 
-    /// A request for the profile of that index was seen.
-    pub fn saw(&mut self, profile: usize) {
+    /// Counts a request for the profile of that index.
+    pub fn count(&mut self, profile: usize) {
         // The unknown mix counts as some requests at first, so that the first few do not decide alone.
-        self.seen = (self.seen + 1).min(MEMORY);
-        let weight = 1.0 / f64::from(self.seen + 20).min(f64::from(MEMORY));
+        self.seen = (self.seen + 1).min(AVERAGED_REQUESTS);
+        let weight = 1.0 / f64::from(self.seen + 20).min(f64::from(AVERAGED_REQUESTS));
         for (at, part) in self.parts.iter_mut().enumerate() {
             let now = if at == profile { 1.0 } else { 0.0 };
             *part += weight * (now - *part);
         }
     }
 
-    /// The mix by the instances that are claimed, by the name of their profile.
+    /// The mix of the instances that are claimed, by the name of their profile.
     ///
-    /// In twentieths, so that it changes now and then only, and with a few of each at first. A
-    /// function of the claims alone: the same after a restart, whatever came first.
+    /// It is in twentieths, so that it changes rarely, and starts with a few of each. It is a function
+    /// of the claims alone: the same after a restart, and whatever their order was.
     pub fn of_claims(offers: &[Offer], claimed: &BTreeMap<String, u32>) -> Self {
         const AT_FIRST: u32 = 3;
         let counts = offers
@@ -74,7 +74,7 @@ mod tests {
     fn the_mix_follows_what_is_asked_for() {
         let mut mix = Mix::unknown(4);
         for _ in 0..2_000 {
-            mix.saw(2);
+            mix.count(2);
         }
         assert!(mix.parts[2] > 0.95, "{mix:?}");
         assert!((mix.parts.iter().sum::<f64>() - 1.0).abs() < 1e-9);

@@ -1,4 +1,4 @@
-//! What a card can still offer, as a number: the rule of placement.
+//! What a card can still offer, as a number: what placements are chosen by.
 //!
 //! V = Σ over the windows W of w(W) · x(W)^n(W) + κ · free², n(W) = live placements that overlap W. A
 //! request is placed where V falls least. A window counts fully while it is free; the small x gives a
@@ -8,8 +8,9 @@
 
 use std::collections::HashMap;
 
-use crate::{layouts::Layouts, mix::Mix};
 use domain::{gpu::Offer, slices::Slices};
+
+use crate::{layouts::Layouts, mix::Mix};
 
 /// What a state of a card is worth: ours, and those of published rules that have this form.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -18,7 +19,7 @@ pub enum Weighing {
     Demand(Parameters),
     /// By hand: halves, pairs and singles at fixed weights.
     Fixed,
-    /// Minus the placements that something stands in the way of, by size, of the profiles that fit in the free slices (MFI, arXiv 2511.18906, literal).
+    /// Minus the blocked placements, by size, of the profiles that fit in the free slices (MFI, arXiv 2511.18906, literal).
     Mfi,
     /// The same over all profiles.
     MfiAll,
@@ -35,7 +36,7 @@ impl Default for Weighing {
 }
 
 impl Weighing {
-    /// Whether it is another one when the mix is.
+    /// Whether it depends on the mix.
     pub fn follows_mix(self) -> bool {
         matches!(self, Self::Demand(_) | Self::Fgd)
     }
@@ -48,13 +49,13 @@ pub struct Parameters {
     pub alpha: f64,
     /// Exponent of a profile's part of the mix.
     pub beta: f64,
-    /// Added to that part, so that what is not asked for now is not worthless.
+    /// Added to that part, so that a profile that nobody asks for now is not worthless.
     pub eps: f64,
     /// Weight of the squared free share of the card.
     pub kappa: f64,
-    /// Factors of the whole, of the halves, of the quarters and of the eighths, by place.
+    /// Factors of the whole, the halves, the quarters and the eighths, by position.
     pub shape: [f64; 14],
-    /// Credit of a window for each placement that stands in its way: whole, half, quarter, eighth.
+    /// Credit of a window per placement that blocks it: whole, half, quarter, eighth.
     pub credit: [f64; 4],
 }
 
@@ -184,7 +185,7 @@ impl Potential {
         potential
     }
 
-    /// What a placement destroys on a card on which these are live, as a part of what an empty card has.
+    /// What a placement destroys on a card that holds these, as a part of what an empty card has.
     pub fn loss<'p>(&'p self, held: &'p [Slices]) -> impl Fn(Slices) -> f64 + 'p {
         let before = self.value(held, None);
         let taken: Slices = held.iter().copied().collect();
@@ -216,7 +217,7 @@ impl Potential {
         wasted * f64::from(slices + 1) + free - left
     }
 
-    /// The potential of a card on which these placements are live, and `more`.
+    /// The potential of a card that holds these placements, and `more`.
     pub fn value(&self, held: &[Slices], more: Option<Slices>) -> f64 {
         let taken: Slices = held.iter().copied().chain(more).collect();
         let slices = u32::from(self.slices.max(1));
@@ -275,7 +276,7 @@ pub(crate) fn placements(layouts: &Layouts) -> Vec<Slices> {
     layouts.offers.iter().flat_map(Offer::windows).collect()
 }
 
-/// The longest run of free slices of a card, and, as a part of 1, how many placements are still legal.
+/// The longest run of free slices of a card, plus, as a part of 1, how many placements are still legal.
 pub(crate) fn freedom(slices: u8, placements: &[Slices], taken: Slices) -> f64 {
     let (mut run, mut longest) = (0, 0);
     for slice in 0..slices {
@@ -340,7 +341,7 @@ fn place(window: Slices, slices: u8) -> (Class, u32) {
     (class, window.first() * 8 / slices)
 }
 
-/// What the profiles that can stand on a window are worth in this mix.
+/// What the profiles that fit on a window are worth in this mix.
 fn wanted(layouts: &Layouts, mix: &Mix, window: Slices, parameters: &Parameters) -> f64 {
     let users = layouts.offers.iter().zip(&mix.parts);
     users

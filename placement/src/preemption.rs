@@ -1,4 +1,4 @@
-//! Preemption: whose end makes a demand fit on a node. Nothing here ends anything.
+//! Preemption: which pods to evict so that a demand fits on a node. Nothing here evicts them.
 
 use std::collections::BTreeSet;
 
@@ -9,21 +9,21 @@ use crate::{
     subsets::{MAX_PLANS, MAX_SET_SIZE, subsets},
 };
 
-/// A pod that a more important one may displace.
+/// A pod that a pod of higher priority may preempt.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Victim {
-    /// Its UID.
+    /// UID of the pod.
     pub uid: PodUid,
-    /// Its priority.
+    /// Priority of the pod.
     pub priority: i32,
-    /// Whether its end would violate a `PodDisruptionBudget`.
+    /// Whether evicting it would violate a `PodDisruptionBudget`.
     pub violates: bool,
 }
 
-/// The cheapest set of victims on a node that makes the demand fit there by placement; empty where it fits anyway.
+/// The cheapest set of victims without which the demand fits on a node; empty where it fits anyway.
 ///
 /// In the order of kube-scheduler's preemption: fewest violations, then the lowest highest priority,
-/// then the fewest pods with the lowest priorities. Those in `already` go anyway.
+/// then the fewest pods with the lowest priorities. Those in `already` leave anyway.
 pub fn victims(
     cluster: &Cluster,
     node: &str,
@@ -71,7 +71,7 @@ pub fn victims(
             return Some(uids(set));
         }
     }
-    // Many are needed: spare whom we can, the most important first.
+    // Many are needed: spare those that need not go, the most important first.
     let mut set = candidates;
     for at in (0..set.len()).rev() {
         let victim = set.remove(at);
@@ -87,9 +87,9 @@ mod tests {
     use super::*;
     use crate::testing::{cluster, one};
 
-    #[test]
-    fn the_cheapest_victims_by_placement() {
-        let cluster = cluster(
+    /// Two GPUs whose low halves have singles and whose high halves are taken.
+    fn two_gpus() -> Cluster {
+        cluster(
             &[
                 ("a", "1g.10gb", 0, 0),
                 ("b", "1g.10gb", 0, 1),
@@ -99,74 +99,56 @@ mod tests {
                 ("f", "1g.10gb", 1, 3),
             ],
             2,
-        );
-        let config = Config::default();
-        let pods = |list: &[(&str, i32, bool)]| -> Vec<Victim> {
-            let all = list.iter();
-            all.map(|(uid, priority, violates)| Victim {
+        )
+    }
+
+    /// Checks the victims for a device, of candidates by UID, priority and whether a disruption budget protects them.
+    #[track_caller]
+    fn are_chosen(mib: u64, candidates: &[(&str, i32, bool)], expected: Option<&[&str]>) {
+        let candidates: Vec<Victim> = candidates
+            .iter()
+            .map(|(uid, priority, violates)| Victim {
                 uid: (*uid).to_owned(),
                 priority: *priority,
                 violates: *violates,
             })
-            .collect()
-        };
-        let choose = |list: &[(&str, i32, bool)]| {
-            victims(
-                &cluster,
-                "n",
-                &one(40_000),
-                &config,
-                &pods(list),
-                &BTreeSet::new(),
-            )
-        };
-        let all = [
-            ("a", 1, false),
-            ("b", 1, false),
-            ("c", 1, false),
-            ("d", 1, false),
-            ("e", 2, false),
-            ("f", 1, false),
-        ];
-        assert_eq!(
-            choose(&all),
-            Some(vec!["c".to_owned()]),
-            "one instead of two"
-        );
+            .collect();
+        let (cluster, config) = (two_gpus(), Config::default());
+        let none = BTreeSet::new();
+        let found = victims(&cluster, "n", &one(mib), &config, &candidates, &none);
+        let expected = expected.map(|uids| uids.iter().map(|uid| (*uid).to_owned()).collect());
+        assert_eq!(found, expected);
+    }
+
+    #[test]
+    fn one_victim_is_cheaper_than_two() {
+        let all = ["a", "b", "c", "d", "f"].map(|uid| (uid, 1, false));
+        let all = [&all[..], &[("e", 2, false)]].concat();
+        are_chosen(40_000, &all, Some(&["c"]));
+        // It fits without victims.
+        are_chosen(15_000, &all, Some(&[]));
+        are_chosen(40_000, &[("a", 1, false)], None);
+    }
+
+    #[test]
+    fn two_of_low_priority_are_cheaper_than_one_of_high_priority() {
         let dear = [
             ("a", 1, false),
             ("b", 1, false),
             ("c", 9, false),
             ("e", 9, false),
         ];
-        assert_eq!(
-            choose(&dear),
-            Some(vec!["a".to_owned(), "b".to_owned()]),
-            "the lower priority"
-        );
+        are_chosen(40_000, &dear, Some(&["a", "b"]));
+    }
+
+    #[test]
+    fn a_disruption_budget_counts_more_than_priorities() {
         let guarded = [
             ("c", 0, true),
             ("d", 1, false),
             ("e", 5, false),
             ("f", 1, false),
         ];
-        assert_eq!(
-            choose(&guarded),
-            Some(vec!["d".to_owned(), "f".to_owned()]),
-            "no violation"
-        );
-        assert_eq!(choose(&[("a", 1, false)]), None);
-        assert_eq!(
-            victims(
-                &cluster,
-                "n",
-                &one(15_000),
-                &config,
-                &pods(&all),
-                &BTreeSet::new()
-            ),
-            Some(vec![]),
-            "it fits anyway"
-        );
+        are_chosen(40_000, &guarded, Some(&["d", "f"]));
     }
 }

@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 
 use proptest::prelude::*;
 
-use crate::cluster::Cluster;
 use domain::{
     claim::{Claim, Slot},
     config::Config,
@@ -15,6 +14,8 @@ use domain::{
     slices::Slices,
     status::GpuNodeStatus,
 };
+
+use crate::cluster::Cluster;
 
 fn model() -> impl Strategy<Value = Model> {
     prop::sample::select(fixtures::models())
@@ -105,7 +106,7 @@ fn legal(model: &Model, gpu: &str, wanted: impl Fn(&Offer) -> bool) -> Vec<Slot>
         .collect()
 }
 
-/// Whether an offer has what is asked for, said a second time in the simplest words.
+/// Whether an offer has what is asked for, implemented a second time in the simplest way.
 fn enough(model: &Model, offer: &Offer, demand: &ContainerDemand) -> bool {
     let memory = match demand.memory {
         Memory::Whole => Some(offer) == model.whole(),
@@ -206,7 +207,7 @@ proptest! {
                 of.entry(&asked.name).or_default().push(slot);
             }
         }
-        // Together run: all but the ordinary init containers; and each of these with the sidecars.
+        // All but the ordinary init containers run together, and each of these with the sidecars.
         let running = |wanted: &dyn Fn(&ContainerDemand) -> bool| -> Vec<&Slot> {
             let containers = demand.containers.iter().filter(|c| wanted(c));
             containers.flat_map(|c| of[c.name.as_str()].clone()).collect()
@@ -222,7 +223,7 @@ proptest! {
         }
     }
 
-    /// The same view gives the same plan, in whatever order it was told.
+    /// The same view gives the same plan, in whatever order its parts came.
     #[test]
     fn a_plan_does_not_depend_on_the_order_of_events(
         (status, held) in world(),

@@ -14,17 +14,17 @@ use crate::{
     subsets::{MAX_PLANS, MAX_SET_SIZE, subsets},
 };
 
-/// Pods whose restart makes room, and where everything is then.
+/// Pods whose restart makes room, and where everything is afterwards.
 #[derive(Clone, Debug)]
 pub struct Relocation {
-    /// Where the waiting pod goes.
+    /// Where the pod goes that fits nowhere now.
     pub choice: NodeChoice,
     /// The pods that restart, and where each goes.
     pub moves: Vec<(PodUid, NodeChoice)>,
 }
 
-/// The smallest set of pods of one node whose restart makes a demand fit that fits nowhere now, every one of them
-/// finding a place again; at most so many pods, and never more than three.
+/// The smallest set of pods on one node whose restart makes room for a demand that fits nowhere now, such that each
+/// of them finds another place; at most `most` pods, and never more than three.
 pub fn find_relocation(
     cluster: &Cluster,
     demand: &Demand,
@@ -65,7 +65,7 @@ pub fn find_relocation(
     None
 }
 
-/// Where the pods of a set go once the demand stands at its place, and the capacity that costs.
+/// Where the pods of a set go once the demand is placed, and the capacity that it all costs.
 fn moved(
     cluster: &Cluster,
     choice: &NodeChoice,
@@ -97,7 +97,7 @@ fn moved(
     Some((loss, moves))
 }
 
-/// The demand that a claim served: what a restarted pod asks for again.
+/// The demand that a claim served: what a restarted pod will ask for.
 fn demand_of(claim: &Claim) -> Demand {
     let containers = claim
         .containers

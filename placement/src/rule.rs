@@ -1,10 +1,10 @@
-//! What each rule of placement weighs the states of a card by.
+//! What each placement rule weighs the states of a card by. A new rule is added here, with its name in `domain::rule`.
 
 use domain::rule::Rule;
 
 use crate::potential::Weighing;
 
-/// What a rule weighs states by; `None` for a rule that is there for simulations only.
+/// What a rule weighs states by; `None` for a rule that only simulations know.
 pub fn weighing(rule: Rule) -> Option<Weighing> {
     Some(match rule {
         Rule::Demand | Rule::Tuned => Weighing::default(),

@@ -4,11 +4,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use daemon::pods;
 use domain::{
-    demand::{Demand, DemandError},
-    keys,
-    mode::ChosenBy,
-    pod::PodName,
-    refusal::Refusal,
+    demand::Demand, keys, mode::ChosenBy, pod::PodName, refusal::Refusal, request::DemandError,
 };
 use k8s_openapi::api::core::v1::{Binding, ObjectReference, Pod};
 use kube::{

@@ -103,7 +103,7 @@ impl UnschedulablePods {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use domain::{demand::PodRequest, fixtures, mode::VgpuMode};
+    use domain::{fixtures, mode::VgpuMode, request::PodRequest};
 
     fn demand() -> Demand {
         let pod: k8s_openapi::api::core::v1::Pod = serde_json::from_value(serde_json::json!({

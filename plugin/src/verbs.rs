@@ -151,7 +151,7 @@ mod tests {
         );
         let result = filter(asked, &cluster(), &Config::default());
         assert_eq!(result.node_names.unwrap(), ["mig", "soft"]);
-        assert!(result.failed_and_unresolvable_nodes["cpu"].contains("no GPU is published"));
+        assert!(result.failed_and_unresolvable_nodes["cpu"].contains("no GPUs managed by Tessera"));
         let asked = args(
             &json!({ "nvidia.com/gpu": "1", "nvidia.com/gpumem": "200k" }),
             &json!(null),

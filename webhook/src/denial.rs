@@ -1,6 +1,6 @@
 //! Which pods are denied, and in which words.
 
-use domain::{demand::DemandError, keys};
+use domain::{keys, request::DemandError};
 use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
 use kube::ResourceExt;
 

@@ -283,7 +283,7 @@ mod tests {
             (
                 gpu.clone(),
                 noted("nvidia.com/vgpu-mode", "migg"),
-                "annotation nvidia.com/vgpu-mode: \"migg\" is no vGPU mode; write \"mig\" or \"hami-core\"",
+                "annotation nvidia.com/vgpu-mode: \"migg\" is not a vGPU mode; write \"mig\" or \"hami-core\"",
             ),
             (
                 json!({ GPU: "1", "nvidia.com/gpumem-percentage": "150" }),

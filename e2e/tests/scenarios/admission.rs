@@ -30,7 +30,7 @@ pub(crate) async fn nonsense_is_refused_in_one_sentence(world: World) -> anyhow:
         ),
         (
             migg,
-            "denied the request: annotation nvidia.com/vgpu-mode: \"migg\" is no vGPU mode; write \"mig\" or \"hami-core\"",
+            "denied the request: annotation nvidia.com/vgpu-mode: \"migg\" is not a vGPU mode; write \"mig\" or \"hami-core\"",
         ),
     ] {
         match world.create(&wanted).await {

@@ -20,27 +20,27 @@ pub(super) struct Cost {
 
 /// Places an ordinary init container: on an application container's device where that is large enough, or on
 /// slices of its own, those first that the pod holds anyway.
-pub(super) fn place_init<'a>(
+pub(super) fn place_init(
     fit: &Fit<'_>,
     container: usize,
-    without_pod: &[Card<'a>],
+    without_pod: &[Card<'_>],
     placed: &mut Placed,
 ) -> Result<Cost, Refusal> {
     let (mut beside, mut lendable) = beside_init(fit, without_pod, placed);
     let mut cost = Cost::default();
     let count = fit.demand.containers[container].count as usize;
     for need in (0..count).map(|device| Need { container, device }) {
-        let device = match lend(fit, need, &beside, placed, &mut lendable) {
-            Some(device) => device,
-            None => {
-                let best = cheapest(fit, need, &beside, placed)?;
-                let device = best.device(&beside);
-                cost.larger += u32::from(best.larger > 0);
-                if placed.new_slices(&device) > 0 {
-                    cost.loss += best.loss;
-                }
-                device
+        let lent = lend(fit, need, &beside, placed, &mut lendable);
+        let device = if let Some(device) = lent {
+            device
+        } else {
+            let best = cheapest(fit, need, &beside, placed)?;
+            let device = best.device(&beside);
+            cost.larger += u32::from(best.larger > 0);
+            if placed.new_slices(&device) > 0 {
+                cost.loss += best.loss;
             }
+            device
         };
         if let Some(card) = beside.iter_mut().find(|card| card.gpu.uuid == device.gpu()) {
             card.take(&device);

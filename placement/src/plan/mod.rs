@@ -95,7 +95,7 @@ fn plan_in_mode(fit: Fit<'_>, usable: &[&Card<'_>]) -> Result<Plan, Refusal> {
             Refusal::Changing(to.unwrap_or(mode))
         }
     } else {
-        match search(fit, staying.clone()) {
+        match search(fit, &staying) {
             Ok(plan) => return Ok(plan),
             Err(refusal) => refusal,
         }
@@ -109,7 +109,7 @@ fn plan_in_mode(fit: Fit<'_>, usable: &[&Card<'_>]) -> Result<Plan, Refusal> {
     if changeable.is_empty() {
         return Err(refusal);
     }
-    let plan = search(fit, [staying, changeable].concat()).map_err(|_| refusal)?;
+    let plan = search(fit, &[staying, changeable].concat()).map_err(|_| refusal)?;
     Ok(Plan {
         changes_mode: true,
         ..plan

@@ -31,30 +31,30 @@ struct Search<'a, 'd> {
 }
 
 /// Plans a demand on these cards, all of which work in its mode or would change to it.
-pub(super) fn search(fit: Fit<'_>, cards: Vec<Card<'_>>) -> Result<Plan, Refusal> {
+pub(super) fn search(fit: Fit<'_>, cards: &[Card<'_>]) -> Result<Plan, Refusal> {
     let containers = &fit.demand.containers;
     for container in containers {
-        fit.check_size(&cards, container)?;
+        fit.check_size(cards, container)?;
     }
     // What runs together comes first, and of that the largest: it has the fewest places.
     let mut together = needs(containers, |kind| kind != ContainerKind::Init);
     together.sort_by_key(|need| {
-        std::cmp::Reverse(fit.smallest_mib(&cards, &containers[need.container]))
+        std::cmp::Reverse(fit.smallest_mib(cards, &containers[need.container]))
     });
     let mut search = Search {
         fit,
-        cards: cards.clone(),
+        cards: cards.to_vec(),
         placed: Placed::default(),
         loss: 0.0,
         larger: 0,
         steps: 0,
     };
     if !search.place(&together) {
-        return Err(occupied(&fit, &cards, &together));
+        return Err(occupied(&fit, cards, &together));
     }
     for (at, container) in containers.iter().enumerate() {
         if container.kind == ContainerKind::Init {
-            let cost = place_init(&fit, at, &cards, &mut search.placed)?;
+            let cost = place_init(&fit, at, cards, &mut search.placed)?;
             search.loss += cost.loss;
             search.larger += cost.larger;
         }
@@ -156,13 +156,17 @@ mod tests {
     fn plan(mode: VgpuMode, demand: &Demand) -> Result<Plan, Refusal> {
         let model = fixtures::a100_80gb();
         let node = fixtures::node("n", &model, 2, mode);
-        let cards = node.gpus.iter().map(|gpu| Card::new(gpu, &model, None));
+        let cards: Vec<Card<'_>> = node
+            .gpus
+            .iter()
+            .map(|gpu| Card::new(gpu, &model, None))
+            .collect();
         let fit = Fit {
             demand,
             config: &Config::default(),
             mode,
         };
-        search(fit, cards.collect())
+        search(fit, &cards)
     }
 
     fn devices(count: u32, mib: u64) -> Demand {

@@ -6,13 +6,13 @@ use rand::{Rng, SeedableRng, rngs::SmallRng};
 
 use crate::{
     layouts::Layouts,
-    simulation::fleet::{Fleet, Placed},
+    simulation::{fleet::Fleet, stock::Placed},
 };
 
 /// A pod of one device. Times are in whatever unit the caller counts.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Arrival {
-    /// When it comes.
+    /// When it arrives.
     pub at: f64,
     /// How long it runs.
     pub lifetime: f64,
@@ -23,25 +23,25 @@ pub struct Arrival {
 /// What became of the pods, in memory slices.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Outcome {
-    /// Asked for.
+    /// Slices asked for.
     pub asked: u64,
-    /// Given.
+    /// Slices given.
     pub accepted: u64,
-    /// Pods that were given a device.
+    /// Pods that got a device.
     pub pods: u64,
     /// Running devices that were moved to make room.
     pub moves: u64,
 }
 
 impl Outcome {
-    /// Slices given by slices asked for, in percent.
+    /// Slices given per slices asked for, in percent.
     #[allow(clippy::cast_precision_loss, reason = "slices are far below 2^52")]
     pub fn percent(&self) -> f64 {
         100.0 * self.accepted as f64 / self.asked.max(1) as f64
     }
 }
 
-/// Poisson arrivals with exponential lifetimes of mean 1, in this mix and at this load: slices asked for at a time by all slices.
+/// Poisson arrivals with exponential lifetimes of mean 1, in this mix and at this load (slices in demand at a time, per slices of all cards).
 pub fn poisson(
     layouts: &Layouts,
     mix: &[f64],
@@ -100,7 +100,7 @@ impl Ord for Departure {
     }
 }
 
-/// Pods that find no room are lost; the first `skip` are not counted. With `moves` one other device may be
+/// Pods that do not fit are lost; the first `skip` pods are not counted. With `moves`, one running device may be
 /// moved for a pod that would be lost.
 pub fn lossy(fleet: &mut Fleet<'_>, arrivals: &[Arrival], skip: usize, moves: bool) -> Outcome {
     let layouts = fleet.layouts();
@@ -156,9 +156,9 @@ pub fn lossy(fleet: &mut Fleet<'_>, arrivals: &[Arrival], skip: usize, moves: bo
     outcome
 }
 
-/// Pods wait until there is room, those that came first are tried first; how long each waited.
+/// Pods wait until they fit, and the oldest is tried first; returns how long each waited.
 ///
-/// As kube-scheduler does it: a pod that does not fit holds up no other.
+/// As in kube-scheduler, a pod that does not fit does not hold up the others.
 pub fn waiting(fleet: &mut Fleet<'_>, arrivals: &[Arrival]) -> Vec<f64> {
     let mut ends: BinaryHeap<Departure> = BinaryHeap::new();
     let mut live: Vec<Option<Placed>> = vec![None; arrivals.len()];

@@ -1,9 +1,10 @@
-//! Whether devices fit on cards if every one of them could be moved: the bound that no rule can pass.
+//! Whether devices would fit if all of them could be moved: the bound that no rule can pass.
 
-use crate::layouts::Layouts;
 use domain::slices::Slices;
 
-/// Whether so many devices of each profile (in the order of [`Layouts::offers`]) fit on so many cards in any
+use crate::layouts::Layouts;
+
+/// Whether these numbers of devices of each profile (in the order of [`Layouts::offers`]) fit on the cards in any
 /// arrangement; `None` for a grid that is neither of nested windows nor that of a 7-slice card.
 pub fn fits(layouts: &Layouts, counts: &[u32], cards: u32) -> Option<bool> {
     if is_nested(layouts) {
@@ -27,7 +28,7 @@ pub fn fits(layouts: &Layouts, counts: &[u32], cards: u32) -> Option<bool> {
     if layouts.slices != 8 || known != counts.iter().sum::<u32>() {
         return None;
     }
-    // A low half takes all that a high one takes, so what can stand on a high half goes there first.
+    // A low half takes all that a high one takes, so what fits on a high half goes there first.
     let Some(halves) = cards.checked_sub(whole) else {
         return Some(false);
     };

@@ -7,10 +7,13 @@ use crate::{
     simulation::fleet::Fleet,
 };
 
-/// Cards, arrivals and runs of a simulation; the load is the one at which packing matters.
+/// Cards of a simulated fleet.
 const CARDS: u32 = 64;
+/// Pods of a run.
 const ARRIVALS: u32 = 64 * 60;
+/// Runs per weighing.
 const RUNS: u64 = 8;
+/// The load at which packing matters: all slices are in demand.
 const LOAD: f64 = 1.0;
 
 /// The weighings that are tried, the default first.
@@ -44,9 +47,10 @@ fn portfolio() -> Vec<Weighing> {
     all
 }
 
-/// The weighing that serves this mix best: the default, unless another is better on the same arrivals by more than its interval.
+/// The weighing that is best for this mix: the default, unless another is better on the same arrivals by more than
+/// the half width of its 95 % interval.
 ///
-/// A function of the mix alone. Takes some tenths of a second.
+/// A function of the mix alone. It takes some tenths of a second.
 pub fn tune(layouts: &Layouts, mix: &[f64]) -> Weighing {
     let served = |weighing: Weighing| -> Vec<f64> {
         (0..RUNS)
