@@ -77,7 +77,11 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     let mut registry = daemon::metrics::registry("nodeagent");
     let metrics = Metrics::register(&mut registry);
     let (send_events, events) = mpsc::channel(EVENT_QUEUE_LENGTH);
-    let settings = nvml.settings(&proc_dir, config.node(&node_name).filterdevices);
+    let settings = nvml.settings(
+        &proc_dir,
+        config.node(&node_name).filterdevices,
+        config.preconfigured_memory(&node_name),
+    );
     let nvml = NvmlThread::start(settings, metrics.clone(), send_events)?;
     registry.register_collector(Box::new(GpuCollector {
         node_name: node_name.clone(),

@@ -20,7 +20,7 @@ use crate::{
         state::NodeState,
     },
     metrics::Metrics,
-    nvml::{fault_watch::FaultWatch, session::Session},
+    nvml::{data::FoundGpu, fault_watch::FaultWatch, session::Session},
 };
 
 /// Pause between two attempts to load NVML.
@@ -51,6 +51,8 @@ pub(super) struct Worker {
     pub(super) requests: Vec<Request>,
     /// When the thread was started.
     epoch: Instant,
+    /// All GPUs that NVML counted in the last survey.
+    pub(super) found: Vec<FoundGpu>,
     /// Why NVML or a GPU did not answer the last survey.
     pub(super) nvml_failure: Option<String>,
     pub(super) schedule: SurveySchedule,
@@ -80,6 +82,7 @@ impl Worker {
             journal_failure: None,
             requests: vec![],
             epoch: Instant::now(),
+            found: vec![],
             nvml_failure: Inventory::unsurveyed().nvml_failure,
             schedule: SurveySchedule::new(Instant::now()),
             fault_watch: None,

@@ -8,7 +8,9 @@ use domain::{
 use k8s_openapi::api::core::v1::Node;
 use kube::ResourceExt;
 
-use crate::{gpus::inventory::Inventory, kubelet::registration::Registration};
+use crate::{
+    gpus::inventory::Inventory, kubelet::registration::Registration, nvml::data::MemorySource,
+};
 
 /// A condition as it is now, without the time of its last change.
 #[derive(Debug)]
@@ -20,7 +22,12 @@ pub(crate) struct CurrentCondition {
 }
 
 impl CurrentCondition {
-    fn new(kind: &'static str, is_true: bool, reason: &'static str, message: String) -> Self {
+    pub(crate) fn new(
+        kind: &'static str,
+        is_true: bool,
+        reason: &'static str,
+        message: String,
+    ) -> Self {
         Self {
             kind,
             is_true,
@@ -60,6 +67,7 @@ pub(crate) fn current(
         ready(inventory),
         registered(registration),
         gpus_unhealthy(inventory, gpus),
+        memory_unknown(inventory),
         mode_changing(inventory),
         quarantined(gpus),
         foreign_instances(gpus),
@@ -116,6 +124,30 @@ fn gpus_unhealthy(inventory: &Inventory, gpus: &[Gpu]) -> CurrentCondition {
         ("Found", list(unhealthy)),
         ("AllHealthy", "all GPUs are healthy"),
     )
+}
+
+fn memory_unknown(inventory: &Inventory) -> CurrentCondition {
+    let of = |source| {
+        let gpus = inventory
+            .found
+            .iter()
+            .filter(move |gpu| gpu.memory == source);
+        gpus.map(|gpu| gpu.index)
+    };
+    let unknown = of(MemorySource::Unknown).map(|index| {
+        format!(
+            "NVML does not report the memory of GPU {index}: it is only given whole; \
+             to offer shares of it, set preConfiguredDeviceMemory to its MiB in the settings"
+        )
+    });
+    let set = list(of(MemorySource::Settings).map(|index| {
+        format!("the memory of GPU {index} is that of preConfiguredDeviceMemory: NVML does not report it")
+    }));
+    let none = set.as_deref().map_or(
+        ("AllKnown", "NVML reports the memory of every GPU"),
+        |message| ("FromSettings", message),
+    );
+    any("MemoryUnknown", ("Found", list(unknown)), none)
 }
 
 fn mode_changing(inventory: &Inventory) -> CurrentCondition {
@@ -212,7 +244,7 @@ mod tests {
             instance::{Ownership, TrackedInstance},
             state::{Attempt, GpuFault, GpuState, NodeState},
         },
-        nvml::data::{Health, LiveInstance, MigMode, SurveyedGpu},
+        nvml::data::{FoundGpu, Health, LiveInstance, MigMode, SurveyedGpu},
         publish::gpus::published,
     };
 
@@ -311,6 +343,17 @@ mod tests {
                 }),
                 "GpusUnhealthy",
                 "GPU 0: XID 79",
+            ),
+            (
+                one(&|inventory, _| {
+                    inventory.found = vec![FoundGpu {
+                        index: 0,
+                        uuid: None,
+                        memory: MemorySource::Unknown,
+                    }];
+                }),
+                "MemoryUnknown",
+                "GPU 0: it is only given whole; to offer shares of it, set preConfiguredDeviceMemory",
             ),
             (
                 one(&|_, gpu| gpu.instances.push(tracked(stuck.clone()))),

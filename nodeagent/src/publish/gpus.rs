@@ -30,7 +30,11 @@ fn gpu(inventory: &Inventory, state: &GpuState, max_shares: u32) -> Gpu {
         changing_to: inventory.state.changing_to(&surveyed.uuid),
         auto_mode: inventory.state.has_automatic_mode(state),
         unhealthy: inventory.unhealthy_reason(&surveyed.uuid),
-        max_shares,
+        // Without its size nobody can tell what is left of it: it is given whole.
+        max_shares: match surveyed.model.memory_mib {
+            0 => max_shares.min(1),
+            _ => max_shares,
+        },
         numa: surveyed.numa,
         instances: instances.map(|known| instance(state, known)).collect(),
     }

@@ -30,9 +30,11 @@ pub(crate) fn edits(
     ));
     for (index, (share, minor)) in shares.iter().enumerate() {
         edits.add_node(DeviceNode::gpu(*minor));
-        edits
-            .env
-            .push(format!("CUDA_DEVICE_MEMORY_LIMIT_{index}={}m", share.mem));
+        // A GPU of unknown size is given whole: there is no limit to enforce.
+        if share.mem > 0 {
+            let limit = format!("CUDA_DEVICE_MEMORY_LIMIT_{index}={}m", share.mem);
+            edits.env.push(limit);
+        }
     }
     // HAMi-core knows one limit of compute for all devices of a container.
     if let Some((share, _)) = shares.first() {
