@@ -82,7 +82,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         config.node(&node_name).filterdevices,
         config.preconfigured_memory(&node_name),
     );
-    let nvml = NvmlThread::start(settings, metrics.clone(), send_events)?;
+    let nvml = NvmlThread::start(settings, metrics.clone(), send_events.clone())?;
     registry.register_collector(Box::new(GpuCollector {
         node_name: node_name.clone(),
         inventory: nvml.inventory(),
@@ -93,6 +93,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         config,
         client,
         nvml,
+        events: send_events,
         metrics,
         cdi: cdi.specs(proc_dir),
         registration: RegistrationState::new(),
@@ -121,6 +122,7 @@ struct Agent {
     config: Config,
     client: Client,
     nvml: NvmlThread,
+    events: mpsc::Sender<AgentEvent>,
     metrics: Metrics,
     kubelet: Kubelet,
     cdi: CdiSpecs,
@@ -155,6 +157,8 @@ impl Agent {
         let publisher = Publisher {
             client: self.client.clone(),
             node_name: self.node_name.clone(),
+            settings: self.config.node(&self.node_name),
+            events: self.events.clone(),
             max_shares: self.config.device_split_count,
             inventory: self.nvml.inventory(),
             node: self.node.subscribe(),

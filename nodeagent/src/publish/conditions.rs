@@ -345,17 +345,6 @@ mod tests {
                 "GPU 0: XID 79",
             ),
             (
-                one(&|inventory, _| {
-                    inventory.found = vec![FoundGpu {
-                        index: 0,
-                        uuid: None,
-                        memory: MemorySource::Unknown,
-                    }];
-                }),
-                "MemoryUnknown",
-                "GPU 0: it is only given whole; to offer shares of it, set preConfiguredDeviceMemory",
-            ),
-            (
                 one(&|_, gpu| gpu.instances.push(tracked(stuck.clone()))),
                 "Quarantined",
                 "1g.10gb at slice 6 of GPU 0: In use by another client",
@@ -379,6 +368,25 @@ mod tests {
         ] {
             assert!(kind == wanted && words.contains(part), "{kind}: {words}");
         }
+    }
+
+    /// Issue 12: a GPU of unknown memory is named, with the setting.
+    #[test]
+    fn a_gpu_of_unknown_memory_is_named_with_the_setting() {
+        let with = |memory| {
+            let found = FoundGpu {
+                index: 0,
+                uuid: None,
+                memory,
+            };
+            memory_unknown(&inventory(|inventory, _| inventory.found = vec![found]))
+        };
+        let unknown = with(MemorySource::Unknown);
+        assert!(unknown.is_true && unknown.message.contains("memory of GPU 0"));
+        assert!(unknown.message.contains("set preConfiguredDeviceMemory"));
+        let set = with(MemorySource::Settings);
+        assert_eq!((set.is_true, set.reason), (false, "FromSettings"));
+        assert_eq!(with(MemorySource::Nvml).reason, "AllKnown");
     }
 
     #[test]

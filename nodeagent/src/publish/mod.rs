@@ -6,4 +6,5 @@ pub(crate) mod events;
 pub(crate) mod gpus;
 pub(crate) mod pod_failure;
 pub(crate) mod publisher;
+pub(crate) mod setting_mistakes;
 pub(crate) mod status;

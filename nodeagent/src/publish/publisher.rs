@@ -6,16 +6,18 @@ use daemon::{
     gpu_node::{GpuNode, GpuNodeSpec},
     ready::Latch,
 };
-use domain::status::GpuNodeStatus;
+use domain::{config::NodeConfig, status::GpuNodeStatus};
 use k8s_openapi::{api::core::v1::Node, apimachinery::pkg::apis::meta::v1::OwnerReference};
 use kube::{
     Api, Client, Resource,
     api::{ObjectMeta, Patch, PatchParams, PostParams},
 };
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
 use crate::{
-    gpus::inventory::Inventory, kubelet::registration::Registration, publish::status::status,
+    gpus::{event::AgentEvent, inventory::Inventory},
+    kubelet::registration::Registration,
+    publish::{setting_mistakes, status::status},
 };
 
 /// How long after a failed write the next is tried.
@@ -28,6 +30,10 @@ pub(crate) struct Publisher {
     pub(crate) client: Client,
     /// Name of the node and of its object.
     pub(crate) node_name: String,
+    /// The settings of this node.
+    pub(crate) settings: NodeConfig,
+    /// Receives the Events about mistakes in the settings.
+    pub(crate) events: mpsc::Sender<AgentEvent>,
     /// Number of software shares per GPU.
     pub(crate) max_shares: u32,
     pub(crate) inventory: watch::Receiver<Arc<Inventory>>,
@@ -56,6 +62,11 @@ impl Publisher {
                     tokio::time::sleep(RETRY_INTERVAL).await;
                     continue;
                 }
+                let before = last.as_ref().map_or(&[][..], |last| &last.conditions);
+                if let Some(event) = setting_mistakes::event(before, &status.conditions) {
+                    // A full queue means a storm of events; the condition has it.
+                    let _ = self.events.try_send(event);
+                }
                 self.published.send_replace(status.clone());
                 if let Some(ready) = self.ready.take_if(|_| status.is_registered()) {
                     ready.release();
@@ -74,7 +85,14 @@ impl Publisher {
         let inventory = self.inventory.borrow_and_update().clone();
         let registration = *self.registration.borrow_and_update();
         let before = last.map_or(&[][..], |status| &status.conditions);
-        status(&inventory, node, self.max_shares, registration, before)
+        status(
+            &inventory,
+            node,
+            &self.settings,
+            self.max_shares,
+            registration,
+            before,
+        )
     }
 
     async fn wait_for_change(&mut self) {
