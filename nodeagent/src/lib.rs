@@ -45,7 +45,12 @@ use crate::{
     materialise::thread::{NVML_HANG_TIMEOUT, NvmlThread},
     metrics::Metrics,
     pods::Pods,
-    publish::{collector::GpuCollector, events::EventPublisher, publisher::Publisher},
+    publish::{
+        collector::GpuCollector,
+        events::EventPublisher,
+        own_object::{self, SeenObject},
+        publisher::Publisher,
+    },
 };
 
 /// How long the agent waits, before it ends, for the write of a status that keeps pods away.
@@ -99,6 +104,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         registration: RegistrationState::new(),
         pods: watch::Sender::new(None),
         node: watch::Sender::new(None),
+        seen: watch::Sender::new(SeenObject::default()),
         published: watch::Sender::new(GpuNodeStatus::default()),
     };
 
@@ -131,6 +137,8 @@ struct Agent {
     pods: watch::Sender<Pods>,
     /// Written by the watch of the node.
     node: watch::Sender<Option<Node>>,
+    /// The node's `GpuNode` object; written by its watch.
+    seen: watch::Sender<SeenObject>,
     /// Written by the publisher.
     published: watch::Sender<GpuNodeStatus>,
 }
@@ -146,6 +154,10 @@ impl Agent {
         let (config, share) = (self.config.node(&node_name), self.node.clone());
         let node = node::watch(client, node_name, config, self.nvml.clone(), share);
         tasks.spawn_loop("node", node);
+
+        let (client, node_name) = (self.client.clone(), self.node_name.clone());
+        let object = own_object::watch(client, node_name, self.seen.clone());
+        tasks.spawn_loop("gpunode", object);
     }
 
     fn spawn_publishers(
@@ -163,6 +175,7 @@ impl Agent {
             inventory: self.nvml.inventory(),
             node: self.node.subscribe(),
             registration: self.registration.subscribe(),
+            seen: self.seen.subscribe(),
             published: self.published.clone(),
             ready: Some(readiness.latch("kubelet")),
         };

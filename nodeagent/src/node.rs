@@ -18,14 +18,20 @@ pub(crate) async fn watch(
 ) {
     let only = watcher::Config::default().fields(&format!("metadata.name={node_name}"));
     watches::watch(Api::<Node>::all(client), only, None, |change| {
-        // A node that is deleted while its agent runs comes back when kubelet registers it again.
-        if let Change::Apply(node) = change {
-            nvml.set_wanted_modes(WantedModes {
-                node: labelled_mode(&node).or(config.operatingmode),
-                devices: config.devicemodes.clone(),
-            });
-            share.send_replace(Some(*node));
-        }
+        let node = match change {
+            Change::Apply(node) => node,
+            Change::Complete { names, .. } if names.contains(&node_name) => return,
+            // It comes back when kubelet registers it again; its modes stay until then.
+            Change::Delete(_) | Change::Complete { .. } => {
+                share.send_replace(None);
+                return;
+            }
+        };
+        nvml.set_wanted_modes(WantedModes {
+            node: labelled_mode(&node).or(config.operatingmode),
+            devices: config.devicemodes.clone(),
+        });
+        share.send_replace(Some(*node));
     })
     .await;
 }
