@@ -9,6 +9,7 @@
 //! `gpus` decides what to do, `materialise` carries it out and records it in its journal, `nvml` makes the calls.
 
 pub mod args;
+mod driver_pause;
 pub mod gpus;
 pub mod kubelet;
 pub mod materialise;

@@ -6,7 +6,7 @@ use k8s_openapi::api::core::v1::Node;
 use kube::{Api, Client, ResourceExt, runtime::watcher};
 use tokio::sync::watch;
 
-use crate::{gpus::modes::WantedModes, materialise::thread::NvmlThread};
+use crate::{driver_pause, gpus::modes::WantedModes, materialise::thread::NvmlThread};
 
 /// Watches the node. Hands the wanted modes to the NVML thread and the node to `share`, forever.
 pub(crate) async fn watch(
@@ -27,6 +27,7 @@ pub(crate) async fn watch(
                 return;
             }
         };
+        nvml.set_pause(driver_pause::reason(&node));
         nvml.set_wanted_modes(WantedModes {
             node: labelled_mode(&node).or(config.operatingmode),
             devices: config.devicemodes.clone(),

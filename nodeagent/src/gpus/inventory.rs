@@ -13,6 +13,8 @@ pub struct Inventory {
     pub nvml_failure: Option<String>,
     /// The call of NVML that has not returned for so long that NVML counts as hanging.
     pub nvml_hang: Option<String>,
+    /// Why the driver is left alone: nothing is offered then.
+    pub pause: Option<String>,
     /// Why the journal cannot be written: no instance can be created then.
     pub journal_failure: Option<String>,
 }
@@ -25,6 +27,7 @@ impl Inventory {
             found: vec![],
             nvml_failure: Some("the first survey is not done yet".to_owned()),
             nvml_hang: None,
+            pause: None,
             journal_failure: None,
         }
     }
@@ -37,7 +40,8 @@ impl Inventory {
     /// Why a GPU must not be used for new pods; `None`: it is healthy.
     pub fn unhealthy_reason(&self, gpu: &str) -> Option<String> {
         let state = self.state.gpus.get(gpu)?;
-        self.nvml_hang.clone().or_else(|| state.unhealthy_reason())
+        let all = self.pause.as_ref().or(self.nvml_hang.as_ref());
+        all.cloned().or_else(|| state.unhealthy_reason())
     }
 }
 

@@ -20,6 +20,7 @@ impl Worker {
             found: self.found.clone(),
             nvml_failure: self.nvml_failure.clone(),
             nvml_hang: None,
+            pause: self.pause.clone(),
             journal_failure: self.journal_failure.clone(),
         }));
     }

@@ -6,7 +6,7 @@ use super::{journal::JournalError, worker::Worker};
 use crate::{
     gpus::{event::AgentEvent, instance::TrackedInstance, record::ContainerRef},
     nvml::{
-        error::Code,
+        error::{Code, NvmlError},
         session::Session,
         survey::{Survey, SurveyOptions},
     },
@@ -83,7 +83,13 @@ impl Worker {
         session: &Session,
         work: impl FnOnce() -> T,
     ) -> Option<T> {
-        match session.without_session(work) {
+        let result = session.without_session(work);
+        self.take_reopened(result)
+    }
+
+    /// Notes whether NVML could be opened again.
+    pub(super) fn take_reopened<T>(&mut self, result: Result<T, NvmlError>) -> Option<T> {
+        match result {
             Ok(result) => Some(result),
             Err(error) => {
                 tracing::warn!(%error, "Cannot open NVML again");

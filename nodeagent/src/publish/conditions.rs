@@ -65,7 +65,7 @@ pub(crate) fn current(
 ) -> Vec<CurrentCondition> {
     vec![
         ready(inventory),
-        registered(registration),
+        registered(inventory, registration),
         gpus_unhealthy(inventory, gpus),
         memory_unknown(inventory),
         mode_changing(inventory),
@@ -77,6 +77,7 @@ pub(crate) fn current(
 
 fn ready(inventory: &Inventory) -> CurrentCondition {
     let failures = [
+        ("DriverUpgrade", &inventory.pause),
         ("NvmlHangs", &inventory.nvml_hang),
         ("NvmlFails", &inventory.nvml_failure),
         ("JournalFails", &inventory.journal_failure),
@@ -90,7 +91,12 @@ fn ready(inventory: &Inventory) -> CurrentCondition {
     CurrentCondition::new("Ready", true, "NvmlAnswers", message)
 }
 
-fn registered(registration: Registration) -> CurrentCondition {
+fn registered(inventory: &Inventory, registration: Registration) -> CurrentCondition {
+    if let Some(reason) = inventory.pause.clone()
+        && registration != Registration::Ending
+    {
+        return CurrentCondition::new(REGISTERED, false, "DriverUpgrade", reason);
+    }
     let (is_true, reason, message) = match registration {
         Registration::Registered => (
             true,
@@ -408,9 +414,23 @@ mod tests {
         assert!(bad.contains_key("GpusUnhealthy"), "{bad:?}");
     }
 
+    /// Issue 12: during an upgrade of the driver the node offers nothing, and says why.
+    #[test]
+    fn while_the_driver_is_left_alone_nothing_is_offered() {
+        let paused = inventory(|inventory, _| {
+            inventory.pause = Some("the node has the label x".into());
+        });
+        let bad = bad(&paused, None);
+        for kind in ["Ready", REGISTERED] {
+            assert_eq!(bad[kind], "DriverUpgrade: the node has the label x");
+        }
+        assert!(bad.contains_key("GpusUnhealthy"), "{bad:?}");
+    }
+
     #[test]
     fn a_condition_keeps_the_time_of_its_last_change() {
-        let condition = |registration| registered(registration);
+        let inventory = inventory(|_, _| {});
+        let condition = |registration| registered(&inventory, registration);
         let (first, later) = (
             jiff::Timestamp::UNIX_EPOCH,
             jiff::Timestamp::from_second(60).unwrap(),
