@@ -19,8 +19,9 @@ pub struct GpuNodeSpec {}
 #[cfg(test)]
 mod tests {
     use domain::{
+        demand::ContainerKind,
         fixtures,
-        gpu::{Instance, InstanceState},
+        gpu::{Instance, InstanceState, UsedShare},
         mode::{NodeMode, VgpuMode},
         status::GpuNodeStatus,
     };
@@ -78,6 +79,14 @@ mod tests {
             pod_uid: Some("u".into()),
             container: Some("c".into()),
             reason: Some("r".into()),
+        }];
+        gpu.used_shares = vec![UsedShare {
+            pod: "n/p".into(),
+            pod_uid: "u".into(),
+            container: "c".into(),
+            kind: ContainerKind::Init,
+            memory_mib: 1,
+            cores: 1,
         }];
         let status = serde_json::to_value(status.with_summary()).unwrap();
         let mut found = vec![];
