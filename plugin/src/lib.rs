@@ -1,27 +1,30 @@
 //! The scheduler plugin of Tessera, served to kube-scheduler as an HTTP extender on loopback.
 //!
 //! ```text
-//! kube-scheduler ──► server ──► verbs (filter, prioritize), bind, preemption::verb
+//! kube-scheduler ──► server ──► verbs (filter, prioritize), binding, preemption::verb
 //! API server ──► watches ──► shared_cluster (the view) ──► requeue ──► annotation of the node
 //!                                   └──► preemption::run ──► evictions
 //! ```
 //!
 //! In the words of the scheduler framework: `verbs` are *Filter* and *Score*, which plan the pod on each
-//! node; `bind` is *Reserve* and *Bind*, which plans again, assumes the claim, and posts the binding that
-//! carries it. The state is rebuilt from the API server alone: `GpuNode`s and the claims on pods.
+//! node; `binding` is *Reserve* and *Bind*, which plans again, assumes the claim, and posts the binding that
+//! carries it; `leadership` keeps two plugins from binding at the same time. The state is rebuilt from the API server alone: `GpuNode`s and the claims on pods.
 //!
 //! The webhook embeds [`hint`], [`shared_cluster`] and [`watches`].
 
 pub mod args;
-mod bind;
+mod binding;
 mod context;
 pub mod hint;
+mod leadership;
 mod metrics;
 mod preemption;
 mod protocol;
 mod requeue;
 mod server;
 pub mod shared_cluster;
+#[cfg(test)]
+mod testing;
 mod tuning;
 mod unschedulable;
 mod verbs;
@@ -34,11 +37,18 @@ use domain::rule::Rule;
 use tokio::sync::mpsc;
 
 use crate::{
-    args::Args, context::Context, metrics::Metrics, server::Server, shared_cluster::SharedCluster,
-    unschedulable::UnschedulablePods, watches::ClusterChange,
+    args::Args,
+    binding::settle::check_unseen,
+    context::Context,
+    leadership::{identity::Identity, run::LeaseSettings},
+    metrics::Metrics,
+    server::Server,
+    shared_cluster::SharedCluster,
+    unschedulable::UnschedulablePods,
+    watches::ClusterChange,
 };
 
-/// Time between two checks for assumed claims whose deadline has passed.
+/// Time between two checks for reservations whose deadline has passed.
 const EXPIRE_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Runs the plugin until a signal.
@@ -46,6 +56,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     let Args {
         listen,
         admin_address,
+        lease_namespace,
         config,
         log,
     } = args;
@@ -59,7 +70,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     let mut registry = daemon::metrics::registry("plugin");
     let metrics = Metrics::register(&mut registry);
     let cluster = SharedCluster::new(config.placement.rule());
-    let context = Context::new(client, cluster, config);
+    let context = Context::new(client, cluster, config, token.clone());
     let unschedulable = UnschedulablePods::default();
     let (send_unplaced, unplaced) = mpsc::unbounded_channel();
 
@@ -77,6 +88,13 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         tasks.spawn_loop("tune", tuning::run(context.cluster.clone()));
     }
     tasks.spawn_loop("expire", expire(context.clone()));
+    let lease = LeaseSettings {
+        namespace: lease_namespace,
+        identity: Identity::of_listener(listener.local_addr()?),
+    };
+    tasks.spawn("lease", {
+        leadership::run::run(context.clone(), lease, token.clone())
+    });
     tasks.spawn("admin", {
         let readiness = readiness.clone();
         admin::serve(admin_listener, registry.into(), readiness, token.clone())
@@ -128,10 +146,11 @@ fn spawn_watches(
     freed
 }
 
-/// Drops assumed claims whose deadline has passed, for ever.
+/// Drops reservations whose deadline has passed, and looks after pods that were bound and never seen, for ever.
 async fn expire(context: Context) {
     loop {
         tokio::time::sleep(EXPIRE_INTERVAL).await;
         context.cluster.write().expire(context.now());
+        check_unseen(&context).await;
     }
 }

@@ -14,7 +14,7 @@ use placement::cluster::PodUid;
 use tokio::sync::mpsc;
 
 use crate::{
-    bind::bind,
+    binding::bind::bind,
     context::Context,
     metrics::{Metrics, Verb},
     preemption::verb::preempt,
@@ -81,7 +81,7 @@ impl Server {
                 let args = serde_json::from_slice(body)?;
                 json(&preempt(args, &cluster.read(), config))
             }
-            Verb::bind => json(&self.bind(&serde_json::from_slice(body)?).await),
+            Verb::bind => json(&self.bind(serde_json::from_slice(body)?).await),
         })
     }
 
@@ -107,20 +107,21 @@ impl Server {
         result
     }
 
-    async fn bind(&self, args: &ExtenderBindingArgs) -> ExtenderBindingResult {
+    async fn bind(&self, args: ExtenderBindingArgs) -> ExtenderBindingResult {
         let pod = PodName::new(&args.pod_namespace, &args.pod_name);
-        match bind(&self.context, args).await {
-            Ok(()) => {
-                tracing::info!(%pod, node = args.node, "Bound a pod");
-                ExtenderBindingResult::default()
+        let node = args.node.clone();
+        // In a task: it must end in order although kube-scheduler hangs up.
+        let bound = tokio::spawn(bind(self.context.clone(), args)).await;
+        let error = match bound {
+            Ok(Ok(())) => {
+                tracing::info!(%pod, node, "Bound a pod");
+                return ExtenderBindingResult::default();
             }
-            Err(error) => {
-                tracing::warn!(%pod, node = args.node, %error, "Cannot bind a pod");
-                ExtenderBindingResult {
-                    error: error.to_string(),
-                }
-            }
-        }
+            Ok(Err(error)) => error.to_string(),
+            Err(error) => error.to_string(),
+        };
+        tracing::warn!(%pod, node, error, "Cannot bind a pod");
+        ExtenderBindingResult { error }
     }
 }
 

@@ -156,7 +156,7 @@ impl Preemptor {
         let plan = cluster.plan_without(&eviction.node, demand, config, &departing);
         if let Ok(plan) = plan {
             let deadline = self.context.deadline(RESERVATION_TIMEOUT);
-            cluster.assume(uid, &eviction.node, plan.claim, deadline);
+            cluster.reserve(uid, &eviction.node, plan.claim, deadline);
         }
     }
 }
