@@ -57,6 +57,10 @@ pub struct PodInfo {
     pub ending: bool,
     /// Whether it may be restarted elsewhere to make room.
     pub movable: bool,
+    /// Whether it asks for certain nodes (selector, affinity, spread): only where it is now is known to suit it.
+    pub is_pinned: bool,
+    /// UID of the controller that recreates it.
+    pub controller: Option<String>,
 }
 
 impl Cluster {
@@ -362,6 +366,8 @@ mod tests {
             priority: 3,
             ending: false,
             movable: true,
+            is_pinned: false,
+            controller: None,
         };
         cluster.assume("a", "n", claim());
         assert_eq!(cluster.pod_info("a"), None);

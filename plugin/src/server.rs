@@ -1,6 +1,6 @@
 //! The HTTP server of the extender: routes kube-scheduler's requests to the verbs.
 
-use std::{collections::BTreeMap, time::Instant};
+use std::time::Instant;
 
 use daemon::{
     pods,
@@ -17,7 +17,7 @@ use crate::{
     binding::bind::bind,
     context::Context,
     metrics::{Metrics, Verb},
-    preemption::verb::preempt,
+    preemption::{select::may_free, verb::preempt},
     protocol::{ExtenderArgs, ExtenderBindingArgs, ExtenderBindingResult, FilterResult},
     unschedulable::{UnschedulablePod, UnschedulablePods},
     verbs,
@@ -97,9 +97,8 @@ impl Server {
         if result.is_empty()
             && let (Some(uid), Ok(Some(demand))) = (uid, Demand::read(&request, config))
         {
-            let failed = [&result.failed_nodes, &result.failed_and_unresolvable_nodes];
-            let nodes: Vec<&String> = failed.into_iter().flat_map(BTreeMap::keys).collect();
-            let pod = UnschedulablePod::new(name, demand, priority, nodes.into_iter());
+            let may_free = |node: &str| may_free(&cluster, node, priority);
+            let pod = UnschedulablePod::refused(name, demand, priority, &result, may_free);
             self.unschedulable.insert(&uid, pod);
             // The receiver lives as long as the process.
             drop(self.unplaced.send(uid));

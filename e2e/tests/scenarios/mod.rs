@@ -31,6 +31,7 @@ pub(crate) const SCENARIOS: &[(&str, Scenario)] = scenarios![
     placement::a_count_alone_is_whole_gpus,
     placement::a_more_important_pod_displaces_the_cheapest,
     placement::a_pod_that_allows_it_restarts_elsewhere_to_make_room,
+    placement::nobody_is_restarted_for_a_pod_that_cannot_use_the_place,
     admission::nonsense_is_refused_in_one_sentence,
     admission::while_the_webhook_is_away_pods_without_gpu_are_created_and_others_refused,
     admission::annotations_of_tessera_are_written_by_tessera_alone,
