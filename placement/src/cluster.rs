@@ -22,6 +22,8 @@ pub struct Cluster {
     by_node: HashMap<String, BTreeSet<PodUid>>,
     /// Whether a node's kubelet has devices to allocate, for the nodes that were seen.
     allocatable: HashMap<String, bool>,
+    /// Whether all nodes of the cluster are in `allocatable`: others are gone.
+    knows_all_nodes: bool,
     weights: Weights,
 }
 
@@ -97,9 +99,20 @@ impl Cluster {
         self.allocatable.remove(node);
     }
 
-    /// Whether the node's kubelet has devices to allocate; `None`: not known.
-    pub(crate) fn allocatable(&self, node: &str) -> Option<bool> {
+    /// Forgets the nodes that are gone, as after a fresh list; from now on a node that is not known is gone.
+    pub fn retain_allocatable(&mut self, seen: &BTreeSet<String>) {
+        self.allocatable.retain(|node, _| seen.contains(node));
+        self.knows_all_nodes = true;
+    }
+
+    /// Whether the node's kubelet has devices to allocate; `None`: not known, or the node is gone.
+    pub fn allocatable(&self, node: &str) -> Option<bool> {
         self.allocatable.get(node).copied()
+    }
+
+    /// Whether pods can start on the node, as far as is known: it exists, and its kubelet has devices.
+    pub(crate) fn may_start_pods(&self, node: &str) -> bool {
+        self.allocatable(node).unwrap_or(!self.knows_all_nodes)
     }
 
     /// Forgets a node whose `GpuNode` is gone; the claims of its pods stay.

@@ -3,7 +3,8 @@
 //! ```text
 //! kube-scheduler ──► server ──► verbs (filter, prioritize), binding, preemption::verb
 //! API server ──► watches ──► shared_cluster (the view) ──► requeue ──► annotation of the node
-//!                                   └──► preemption::run ──► evictions
+//!                                   ├──► preemption::run ──► evictions
+//!                                   └──► gone_agents ──► conditions of the `GpuNode`
 //! ```
 //!
 //! In the words of the scheduler framework: `verbs` are *Filter* and *Score*, which plan the pod on each
@@ -15,6 +16,7 @@
 pub mod args;
 mod binding;
 mod context;
+mod gone_agents;
 pub mod hint;
 mod leadership;
 mod metrics;
@@ -84,10 +86,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         let (context, unschedulable) = (context.clone(), unschedulable.clone());
         preemption::run::run(context, unschedulable, unplaced)
     });
-    if context.config.placement.rule() == Rule::Tuned {
-        tasks.spawn_loop("tune", tuning::run(context.cluster.clone()));
-    }
-    tasks.spawn_loop("expire", expire(context.clone()));
+    spawn_upkeep(&mut tasks, &context);
     let lease = LeaseSettings {
         namespace: lease_namespace,
         identity: Identity::of_listener(listener.local_addr()?),
@@ -114,6 +113,15 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         }),
     );
     tasks.run().await
+}
+
+/// Spawns the tasks that look at the view from time to time.
+fn spawn_upkeep(tasks: &mut Tasks, context: &Context) {
+    if context.config.placement.rule() == Rule::Tuned {
+        tasks.spawn_loop("tune", tuning::run(context.cluster.clone()));
+    }
+    tasks.spawn_loop("expire", expire(context.clone()));
+    tasks.spawn_loop("gone-agents", gone_agents::run(context.clone()));
 }
 
 /// Spawns the tasks that keep the view up to date; returns the nodes on which something becomes free.

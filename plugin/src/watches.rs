@@ -123,7 +123,7 @@ pub async fn allocatable(
                 }
             }
             Change::Delete(node) => cluster.write().remove_allocatable(&node.name_any()),
-            Change::Complete { .. } => {}
+            Change::Complete { names, .. } => cluster.write().retain_allocatable(&names),
         },
     )
     .await;

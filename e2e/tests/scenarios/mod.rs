@@ -40,6 +40,7 @@ pub(crate) const SCENARIOS: &[(&str, Scenario)] = scenarios![
     containers::an_init_container_has_another_size_than_the_application,
     containers::a_sidecar_and_two_sizes,
     life::a_killed_agent_adopts_what_runs,
+    life::a_gpu_node_says_that_its_agent_is_gone,
     life::no_pod_fails_while_an_agent_is_restarted_in_order,
     life::a_restarted_kubelet_finds_devices_and_pods_as_they_were,
     life::a_restarted_plugin_knows_every_claim,
