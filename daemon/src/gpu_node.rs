@@ -100,4 +100,22 @@ mod tests {
         unknown(&serde_json::json!({ "new": 1 }), schema, "", &mut found);
         assert_eq!(found, [".new"], "the comparison itself finds a difference");
     }
+
+    /// Issue 12: the scheduler may change only conditions; a policy has to name every other field.
+    #[test]
+    fn the_policy_of_the_scheduler_protects_every_field_but_the_conditions() {
+        let crd = include_str!("../../manifests/crd/gpunodes.yaml");
+        let crd: Value = serde_saphyr::from_str(crd).unwrap();
+        let schema = &crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"];
+        let fields = schema["properties"]["status"]["properties"].as_object();
+        let policies = include_str!("../../manifests/admission/policies.yaml");
+        for field in fields
+            .unwrap()
+            .keys()
+            .filter(|field| *field != "conditions")
+        {
+            let protects = format!("object.?status.?{field} == oldObject.?status.?{field}");
+            assert!(policies.contains(&protects), "{field}");
+        }
+    }
 }

@@ -9,7 +9,8 @@ use crate::{
 
 /// Status of the cluster-scoped object `GpuNode` (`tessera.dev/v1alpha1`), one per node, with the name of the node.
 ///
-/// Written by the node's agent alone; the scheduler plugin and the webhook place pods by it.
+/// Written by the node's agent; the scheduler plugin and the webhook place pods by it. Where the agent is gone the plugin
+/// changes the conditions.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct GpuNodeStatus {
@@ -38,6 +39,9 @@ pub struct GpuNodeStatus {
 
 /// Type of the condition that the agent is registered with kubelet; kubelet fails pods that start while it is not.
 pub const REGISTERED: &str = "Registered";
+
+/// Reason of the conditions by which the plugin reports that a node's agent is gone: the agent itself cannot.
+pub const AGENT_GONE: &str = "AgentGone";
 
 /// A condition as in `metav1.Condition`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
