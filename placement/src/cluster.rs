@@ -211,7 +211,12 @@ impl Cluster {
     }
 
     /// Holds a claim for a pod that is not bound yet, until it is bound, forgotten, or `deadline` (milliseconds) passes.
+    /// A claim that was assumed or seen stays: the pod has its place already.
     pub fn reserve(&mut self, uid: &str, node: &str, claim: Claim, deadline: u64) {
+        let known = self.pods.get(uid).map(|pod| pod.standing);
+        if matches!(known, Some(Standing::Assumed | Standing::Seen)) {
+            return;
+        }
         self.put(uid, node, claim, Standing::Reserved(deadline));
     }
 
@@ -359,6 +364,11 @@ mod tests {
         cluster.expire(u64::MAX);
         assert_eq!(held(&cluster), ["seen", "unclear"]);
         assert!(cluster.is_assumed("unclear") && !cluster.is_assumed("seen"));
+        // A pod that has its place already keeps it.
+        for uid in ["seen", "unclear"] {
+            cluster.reserve(uid, "elsewhere", claim(), 100);
+            assert_eq!(cluster.claim(uid).unwrap().0, "n", "{uid}");
+        }
     }
 
     #[test]

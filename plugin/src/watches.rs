@@ -56,8 +56,9 @@ pub async fn pods(
 }
 
 fn remove_pod(cluster: &SharedCluster, uid: &str, on_change: &mut impl FnMut(ClusterChange<'_>)) {
-    let node = cluster.write().remove_pod(uid);
+    // First it waits no more: whoever reserves a place for a waiting pod checks that under the view's lock.
     on_change(ClusterChange::Settled(uid));
+    let node = cluster.write().remove_pod(uid);
     if let Some(node) = node {
         on_change(ClusterChange::Freed(&node));
     }

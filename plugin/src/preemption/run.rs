@@ -6,7 +6,8 @@ use std::{
 };
 
 use domain::{demand::Demand, pod::PodName};
-use kube::runtime::events::Recorder;
+use k8s_openapi::api::core::v1::Pod;
+use kube::{Api, runtime::events::Recorder};
 use placement::cluster::{PodInfo, PodUid};
 use tokio::sync::mpsc;
 
@@ -76,6 +77,9 @@ impl Preemptor {
             let Some(eviction) = self.select(uid, &pod, &protected).await else {
                 return;
             };
+            if !self.still_waits(uid, &pod.name).await {
+                return self.unschedulable.remove(uid);
+            }
             match self.evict_all(uid, &pod.name, &eviction).await {
                 None => return self.reserve(uid, &pod.demand, &eviction),
                 Some(victim) => protected.insert(victim),
@@ -164,6 +168,25 @@ impl Preemptor {
         self.context.cluster.read().pod_info(uid).cloned()
     }
 
+    /// Whether the pod exists and has no node, as the API server knows it. kube-scheduler may have asked for a pod that was
+    /// deleted meanwhile: nobody is evicted for it, and what were reserved for it would be lost to others for minutes.
+    async fn still_waits(&self, uid: &str, name: &PodName) -> bool {
+        let pods: Api<Pod> = Api::namespaced(self.context.client.clone(), &name.namespace);
+        match pods.get_opt(&name.name).await {
+            Ok(Some(pod)) => {
+                let has_node = pod
+                    .spec
+                    .as_ref()
+                    .is_some_and(|spec| spec.node_name.is_some());
+                let is_ending = pod.metadata.deletion_timestamp.is_some();
+                pod.metadata.uid.as_deref() == Some(uid) && !has_node && !is_ending
+            }
+            Ok(None) => false,
+            // It is not known to be gone.
+            Err(_) => true,
+        }
+    }
+
     /// Reserves what becomes free for the pod, so that no other pod takes it, least of all the evicted ones.
     fn reserve(&self, uid: &str, demand: &Demand, eviction: &Eviction) {
         let Context {
@@ -171,6 +194,10 @@ impl Preemptor {
         } = &self.context;
         let evicted = eviction.victims.iter().cloned().collect();
         let mut cluster = cluster.write();
+        // A pod that was bound or deleted meanwhile waits no more: its watch event says so before it clears the view.
+        if self.unschedulable.tried_lately(uid).is_none() {
+            return;
+        }
         let departing = departing_pods(&cluster, &eviction.node, uid, &evicted);
         let plan = cluster.plan_without(&eviction.node, demand, config, &departing);
         if let Ok(plan) = plan {
