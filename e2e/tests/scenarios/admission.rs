@@ -5,10 +5,10 @@ use daemon::gpu_node::GpuNode;
 use e2e::cluster::Cluster;
 use k8s_openapi::api::core::v1::Node;
 use kube::{
-    Api,
+    Api, Client,
     api::{Patch, PatchParams},
 };
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::{
     specs::{gpus, pod},
@@ -157,5 +157,77 @@ async fn the_scheduler_writes_one_annotation(cluster: &Cluster) -> anyhow::Resul
         error.contains("may change only the annotation tessera.dev/freed of a node"),
         "{error}"
     );
+    Ok(())
+}
+
+/// Issue 12, B17 and attack 9: the legacy resource `bindings` is a binding as well.
+pub(crate) async fn only_the_scheduler_binds_with_a_claim(world: World) -> anyhow::Result<()> {
+    let cluster = &world.tessera.cluster;
+    // It may create every kind of binding, but is not tessera-scheduler.
+    let stranger = cluster.client_as("scheduler").await?;
+    let ours = cluster.client_as("tessera-scheduler").await?;
+    let mut waiting = pod("waiting", None, &json!({}));
+    waiting["spec"]["schedulerName"] = json!("nobody");
+    world.create(&waiting).await?;
+    for path in ["bindings", "pods/waiting/binding"] {
+        for annotation in ["tessera.dev/claim", "nvidia.com/vgpu-mode"] {
+            let annotations = json!({ annotation: "mig" });
+            let error = bind(&stranger, path, "waiting", &annotations).await;
+            let error = error.err().map(|e| e.to_string()).unwrap_or_default();
+            ensure!(
+                error.contains("only tessera-scheduler may bind pods with annotations"),
+                "{path} with {annotation}: {error:?}"
+            );
+        }
+    }
+    let node = json!({ "tessera.dev/node": REAL });
+    bind(&ours, "bindings", "waiting", &node).await?;
+    let bound = world.runs("waiting").await?;
+    ensure!(bound.metadata.annotations.unwrap_or_default()["tessera.dev/node"] == REAL);
+    // Bindings without annotations are everybody's who has the right.
+    waiting["metadata"]["name"] = json!("plain");
+    world.create(&waiting).await?;
+    bind(&stranger, "bindings", "plain", &json!({})).await?;
+    world.runs("plain").await?;
+    Ok(())
+}
+
+/// Issue 12, B17: the mode of a pod that has its GPU is a fact; that of a waiting pod may change.
+pub(crate) async fn the_mode_of_a_running_pod_cannot_be_changed(
+    world: World,
+) -> anyhow::Result<()> {
+    let cluster = &world.tessera.cluster;
+    world
+        .create_and_run(&pod("runs", Some(REAL), &gpus(1, 8000)))
+        .await?;
+    for change in ["nvidia.com/vgpu-mode=hami-core", "nvidia.com/vgpu-mode-"] {
+        let annotate = ["annotate", "--overwrite", "pod", "runs", change];
+        let error = cluster.kubectl(&annotate).await;
+        let error = error.err().map(|e| e.to_string()).unwrap_or_default();
+        ensure!(
+            error.contains("nvidia.com/vgpu-mode cannot be changed once the pod has a node"),
+            "{change}: {error:?}"
+        );
+    }
+    cluster
+        .kubectl(&["annotate", "pod", "runs", "note=mine"])
+        .await?;
+    world.create(&pod("waits", None, &gpus(1, 900_000))).await?;
+    let mode = "nvidia.com/vgpu-mode=hami-core";
+    cluster
+        .kubectl(&["annotate", "--overwrite", "pod", "waits", mode])
+        .await?;
+    Ok(())
+}
+
+/// Binds a pod to the real node, by `bindings` or by the pod's subresource.
+async fn bind(client: &Client, path: &str, pod: &str, annotations: &Value) -> anyhow::Result<()> {
+    let binding = json!({ "apiVersion": "v1", "kind": "Binding",
+        "metadata": { "name": pod, "annotations": annotations },
+        "target": { "kind": "Node", "name": REAL } });
+    let request = http::Request::post(format!("/api/v1/namespaces/default/{path}"))
+        .header("Content-Type", "application/json")
+        .body(serde_json::to_vec(&binding)?)?;
+    client.request_text(request).await?;
     Ok(())
 }

@@ -34,6 +34,8 @@ pub(crate) const SCENARIOS: &[(&str, Scenario)] = scenarios![
     admission::nonsense_is_refused_in_one_sentence,
     admission::while_the_webhook_is_away_pods_without_gpu_are_created_and_others_refused,
     admission::annotations_of_tessera_are_written_by_tessera_alone,
+    admission::only_the_scheduler_binds_with_a_claim,
+    admission::the_mode_of_a_running_pod_cannot_be_changed,
     containers::each_container_has_exactly_its_devices,
     containers::an_init_container_alone_has_a_gpu,
     containers::an_init_container_has_another_size_than_the_application,
