@@ -119,3 +119,28 @@ fn installer(
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::Value;
+
+    /// Issue 12, A12: what the webhook leaves alone, the policy of devices does not refuse.
+    #[test]
+    fn the_same_namespaces_are_exempt_from_webhook_and_policy() {
+        let text = include_str!("../../manifests/admission/webhook-configuration.yaml");
+        let webhooks: Value = serde_saphyr::from_str(text).unwrap();
+        let exempt = &webhooks["webhooks"][0]["namespaceSelector"];
+        let text = include_str!("../../manifests/admission/policies.yaml");
+        let policies: Vec<Value> = serde_saphyr::from_multiple(text).unwrap();
+        let mut policies = policies.iter();
+        let devices = policies.find(|policy| policy["metadata"]["name"] == "tessera-devices");
+        let constraints = &devices.unwrap()["spec"]["matchConstraints"];
+        assert_eq!(&constraints["namespaceSelector"], exempt);
+        let names = &exempt["matchExpressions"][0]["values"];
+        let names: Vec<_> = names.as_array().unwrap().iter().collect();
+        assert!(
+            !names.iter().any(|name| *name == "kube-system"),
+            "{names:?}"
+        );
+    }
+}

@@ -12,7 +12,7 @@ use kube::ResourceExt;
 use placement::cluster::Cluster;
 
 use crate::{
-    denial::{Denial, check_annotations, check_bypasses},
+    denial::{Denial, check_annotations, check_node_name},
     visible_devices::{asks_for_devices, hide_devices, warning},
 };
 
@@ -33,7 +33,7 @@ pub(crate) fn mutate(
 ) -> Result<(Pod, Warnings), Denial> {
     check_annotations(&pod)?;
     let demand = Demand::read(&pods::request(&pod), config)?;
-    let mut warnings = Warnings::new();
+    let mut warnings: Warnings = label_warning(&pod).into_iter().collect();
     let spec = pod.spec.get_or_insert_default();
     let Some(demand) = demand else {
         for container in containers(spec) {
@@ -44,7 +44,7 @@ pub(crate) fn mutate(
         }
         return Ok((pod, warnings));
     };
-    check_bypasses(spec)?;
+    check_node_name(spec)?;
     for container in containers(spec) {
         if asks_for_devices(container) {
             warnings.push(warning(container));
@@ -66,6 +66,18 @@ pub(crate) fn mutate(
     spec.scheduler_name = Some(keys::SCHEDULER.to_owned());
     write_hint(&mut pod, &demand, cluster, config);
     Ok((pod, warnings))
+}
+
+/// A warning where the pod has the label by which `HAMi` leaves a pod alone: any tenant could set it.
+fn label_warning(pod: &Pod) -> Option<String> {
+    let value = pod.labels().get(keys::HAMI_WEBHOOK)?;
+    (value == keys::IGNORE).then(|| {
+        format!(
+            "label {}={value} of a pod has no effect; an admin may label its namespace {}={value}",
+            keys::HAMI_WEBHOOK,
+            keys::WEBHOOK
+        )
+    })
 }
 
 fn containers(spec: &mut PodSpec) -> impl Iterator<Item = &mut Container> {
@@ -255,6 +267,20 @@ mod tests {
         }
     }
 
+    /// Issue 12, A12: a tenant could set it.
+    #[test]
+    fn a_label_of_a_pod_exempts_nothing_and_a_warning_says_so() {
+        let ignored = json!({ "metadata": { "labels": { "hami.io/webhook": "ignore" } } });
+        let (pod, warnings) = done(&json!({ GPU: "1", MEM: "9000" }), &ignored);
+        assert_eq!(pod["spec"]["schedulerName"], "tessera-scheduler");
+        assert_eq!(
+            warnings,
+            [
+                "label hami.io/webhook=ignore of a pod has no effect; an admin may label its namespace tessera.dev/webhook=ignore"
+            ]
+        );
+    }
+
     #[test]
     fn another_scheduler_is_the_users_affair() {
         let (pod, warnings) = done(
@@ -296,14 +322,9 @@ mod tests {
                 "annotation tessera.dev/claim is reserved for Tessera; remove it",
             ),
             (
-                gpu.clone(),
+                gpu,
                 json!({ "spec": { "nodeName": "n7" } }),
                 "spec.nodeName \"n7\" bypasses the scheduler, so the pod would get no GPU; use nodeSelector kubernetes.io/hostname: n7 instead",
-            ),
-            (
-                gpu,
-                json!({ "spec": { "initContainers": [{ "name": "i", "securityContext": { "privileged": true } }] } }),
-                "container \"i\" is privileged and would see every GPU of its node; remove securityContext.privileged or the pod's GPU resources",
             ),
         ] {
             assert_eq!(denied(&limits, &more), sentence);

@@ -1,17 +1,18 @@
 //! What is refused, in which words.
 
-use anyhow::{bail, ensure};
+use anyhow::{Context, bail, ensure};
 use daemon::gpu_node::GpuNode;
 use e2e::cluster::Cluster;
-use k8s_openapi::api::core::v1::Node;
+use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::{
-    Api, Client,
+    Api, Client, ResourceExt,
     api::{Patch, PatchParams},
 };
 use serde_json::{Value, json};
 
 use super::{
-    specs::{gpus, pod},
+    namespaces::Namespace,
+    specs::{container, gpus, pod},
     world::{REAL, World},
 };
 
@@ -218,6 +219,95 @@ pub(crate) async fn the_mode_of_a_running_pod_cannot_be_changed(
         .kubectl(&["annotate", "--overwrite", "pod", "waits", mode])
         .await?;
     Ok(())
+}
+
+/// Issue 12, A12: `cases/nvidia-own-pods.yaml`, with and without the webhook; a label on a pod exempts nothing.
+pub(crate) async fn pods_of_exempt_namespaces_are_left_alone(world: World) -> anyhow::Result<()> {
+    let sees_all = |name: &str| {
+        let mut pod = pod(name, Some(REAL), &json!({}));
+        pod["metadata"]["labels"] = json!({ "hami.io/webhook": "ignore" });
+        pod["spec"]["containers"][0]["securityContext"] = json!({ "privileged": true });
+        pod["spec"]["containers"][0]["env"] =
+            json!([{ "name": "NVIDIA_VISIBLE_DEVICES", "value": "all" }]);
+        pod
+    };
+    let namespaces = [
+        Namespace::new("gpu-operator", &json!({})),
+        Namespace::new("nvidia", &json!({ "tessera.dev/webhook": "ignore" })),
+        Namespace::new("hami", &json!({ "hami.io/webhook": "ignore" })),
+    ];
+    for namespace in &namespaces {
+        namespace.create(&world).await?;
+    }
+    let processes = &world.tessera.cluster.processes;
+    let mut results = vec![];
+    for name in ["served", "away"] {
+        if name == "away" {
+            processes.crash("webhook").await?;
+        }
+        for namespace in ["gpu-operator", "nvidia", "hami", "kube-system"] {
+            let created = world.dry_run_in(namespace, &sees_all(name)).await;
+            results.push((namespace, name, created.map(|pod| visible_devices(&pod))));
+        }
+    }
+    processes.start_again("webhook")?;
+    world.tessera.webhook_is_ready().await?;
+    for namespace in &namespaces {
+        namespace.delete(&world).await?;
+    }
+    for (namespace, name, devices) in results {
+        let devices = devices.with_context(|| format!("{namespace}/{name}"))?;
+        ensure!(devices == "all", "{namespace}/{name}: {devices}");
+    }
+    let ordinary = world.dry_run_in("default", &sees_all("ordinary")).await?;
+    ensure!(visible_devices(&ordinary) == "void");
+    Ok(())
+}
+
+/// Issue 12, A12: an admin allows privileged GPU pods by a label of the namespace; GPU pods in kube-system are served.
+pub(crate) async fn privileged_gpu_pods_run_where_the_admin_allows_them(
+    world: World,
+) -> anyhow::Result<()> {
+    let mut privileged = pod("privileged", Some(REAL), &gpus(1, 8000));
+    privileged["spec"]["initContainers"] = json!([container("init", &json!({}))]);
+    privileged["spec"]["initContainers"][0]["command"] = json!(["true"]);
+    privileged["spec"]["initContainers"][0]["securityContext"] = json!({ "privileged": true });
+    let sentence = "container \"init\" is privileged and would see every GPU of its node";
+    for namespace in ["default", "kube-system"] {
+        let error = world.create_in(namespace, &privileged).await;
+        let error = error.err().map(|e| e.to_string()).unwrap_or_default();
+        ensure!(error.contains(sentence), "{namespace}: {error:?}");
+    }
+    let allowed = Namespace::new(
+        "allowed",
+        &json!({ "tessera.dev/allow-privileged": "true" }),
+    );
+    allowed.create(&world).await?;
+    let created = world.create_in("allowed", &privileged).await;
+    let served = world
+        .create_in("kube-system", &pod("served", Some(REAL), &gpus(1, 8000)))
+        .await;
+    let ran = Box::pin(async {
+        world.runs_in("allowed", &created?.name_any()).await?;
+        world.runs_in("kube-system", &served?.name_any()).await
+    })
+    .await;
+    allowed.delete(&world).await?;
+    world.delete_in("kube-system", "served").await?;
+    let served = ran?;
+    ensure!(visible_devices(&served) == "void");
+    Ok(())
+}
+
+/// The value of `NVIDIA_VISIBLE_DEVICES` in a pod's first container.
+fn visible_devices(pod: &Pod) -> String {
+    let spec = pod.spec.as_ref();
+    let containers = spec.map(|spec| spec.containers.iter());
+    let env = containers.into_iter().flatten().take(1);
+    env.flat_map(|container| container.env.iter().flatten())
+        .find(|variable| variable.name == "NVIDIA_VISIBLE_DEVICES")
+        .and_then(|variable| variable.value.clone())
+        .unwrap_or_default()
 }
 
 /// Binds a pod to the real node, by `bindings` or by the pod's subresource.
