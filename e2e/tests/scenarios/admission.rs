@@ -2,18 +2,18 @@
 
 use anyhow::{Context, bail, ensure};
 use daemon::gpu_node::GpuNode;
-use e2e::cluster::Cluster;
+use e2e::{cluster::Cluster, wait::until};
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::{
     Api, Client, ResourceExt,
-    api::{Patch, PatchParams},
+    api::{DeleteParams, Patch, PatchParams, PostParams},
 };
 use serde_json::{Value, json};
 
 use super::{
     namespaces::Namespace,
     specs::{container, gpus, pod},
-    world::{REAL, World},
+    world::{REAL, WAIT_TIMEOUT, World},
 };
 
 pub(crate) async fn nonsense_is_refused_in_one_sentence(world: World) -> anyhow::Result<()> {
@@ -296,6 +296,61 @@ pub(crate) async fn privileged_gpu_pods_run_where_the_admin_allows_them(
     world.delete_in("kube-system", "served").await?;
     let served = ran?;
     ensure!(visible_devices(&served) == "void");
+    Ok(())
+}
+
+/// Issue 12, A11: a node of NVIDIA's own device plugin beside Tessera's.
+pub(crate) async fn pods_of_gpus_alone_are_left_to_other_gpu_nodes(
+    world: World,
+) -> anyhow::Result<()> {
+    let nodes: Api<Node> = Api::all(world.tessera.cluster.client());
+    let node = json!({ "metadata": { "name": "other", "labels": { "gpu": "l4" } } });
+    nodes
+        .create(&PostParams::default(), &serde_json::from_value(node)?)
+        .await?;
+    let amounts = json!({ "nvidia.com/gpu": "8", "cpu": "8", "memory": "8Gi", "pods": "20" });
+    let ready = json!({ "type": "Ready", "status": "True", "reason": "Test", "message": "",
+        "lastHeartbeatTime": jiff::Timestamp::now().to_string(), "lastTransitionTime": jiff::Timestamp::now().to_string() });
+    let status =
+        json!({ "status": { "capacity": amounts, "allocatable": amounts, "conditions": [ready] } });
+    nodes
+        .patch_status("other", &PatchParams::default(), &Patch::Merge(status))
+        .await?;
+    let result = beside_another_device_plugin(&world).await;
+    // No kubelet ends them.
+    let now = DeleteParams::default().grace_period(0);
+    for name in ["anywhere", "pinned"] {
+        let _ = world.pods().delete(name, &now).await;
+    }
+    nodes.delete("other", &DeleteParams::default()).await?;
+    result
+}
+
+async fn beside_another_device_plugin(world: &World) -> anyhow::Result<()> {
+    let one = json!({ "nvidia.com/gpu": "1" });
+    let mut pinned = pod("pinned", None, &one);
+    pinned["spec"]["nodeSelector"] = json!({ "gpu": "l4" });
+    pinned["spec"]["containers"][0]["env"] =
+        json!([{ "name": "NVIDIA_VISIBLE_DEVICES", "value": "0" }]);
+    until("the webhook to know the node", WAIT_TIMEOUT, async || {
+        let pod = world.dry_run_in("default", &pinned).await.ok()?;
+        (pod.spec?.scheduler_name? == "default-scheduler").then_some(())
+    })
+    .await?;
+    let pinned = world.create(&pinned).await?;
+    ensure!(visible_devices(&pinned) == "0");
+    world.create(&pod("anywhere", None, &one)).await?;
+    for name in ["pinned", "anywhere"] {
+        let bound = until("pods to be bound to the node", WAIT_TIMEOUT, async || {
+            let pod = world.pods().get(name).await.ok()?;
+            pod.spec?.node_name
+        });
+        let node = bound.await.context(name)?;
+        ensure!(node == "other", "{name} is on {node}");
+    }
+    // What says more than a number is Tessera's.
+    let share = json!({ "nvidia.com/gpu": "1", "nvidia.com/gpumem-percentage": "100" });
+    world.create_and_run(&pod("ours", None, &share)).await?;
     Ok(())
 }
 

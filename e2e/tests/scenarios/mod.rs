@@ -39,6 +39,7 @@ pub(crate) const SCENARIOS: &[(&str, Scenario)] = scenarios![
     admission::the_mode_of_a_running_pod_cannot_be_changed,
     admission::pods_of_exempt_namespaces_are_left_alone,
     admission::privileged_gpu_pods_run_where_the_admin_allows_them,
+    admission::pods_of_gpus_alone_are_left_to_other_gpu_nodes,
     containers::each_container_has_exactly_its_devices,
     containers::an_init_container_alone_has_a_gpu,
     containers::an_init_container_has_another_size_than_the_application,
