@@ -299,6 +299,60 @@ pub(crate) async fn privileged_gpu_pods_run_where_the_admin_allows_them(
     Ok(())
 }
 
+/// Issue 12, attacks 15 and 16: ways to more GPUs than the claim has, as far as admission sees them.
+pub(crate) async fn no_annotation_and_no_ephemeral_container_opens_a_back_door(
+    world: World,
+) -> anyhow::Result<()> {
+    for device in ["nvidia.com/gpu=all", "tessera.dev/gpu=0123"] {
+        let mut forged = pod("forged", None, &json!({}));
+        forged["metadata"]["annotations"] = json!({ "cdi.k8s.io/mine": device });
+        let error = world.create(&forged).await;
+        let error = error.err().map(|e| e.to_string()).unwrap_or_default();
+        ensure!(error.contains("may not name GPUs"), "{device}: {error:?}");
+    }
+    let mut other = pod("other", Some(REAL), &gpus(1, 8000));
+    other["metadata"]["annotations"] = json!({ "cdi.k8s.io/mine": "vendor.example/nic=0" });
+    world.create(&other).await?;
+    let kubectl = [
+        "annotate",
+        "pod",
+        "other",
+        "cdi.k8s.io/more=nvidia.com/gpu=0",
+    ];
+    let error = world.tessera.cluster.kubectl(&kubectl).await;
+    let error = error.err().map(|e| e.to_string()).unwrap_or_default();
+    ensure!(error.contains("may not name GPUs"), "{error:?}");
+    world.runs("other").await?;
+    let variable = json!([{ "name": "NVIDIA_VISIBLE_DEVICES", "value": "all" }]);
+    for (field, value, sentence) in [
+        ("env", variable, "may not set NVIDIA_VISIBLE_DEVICES"),
+        (
+            "securityContext",
+            json!({ "privileged": true }),
+            "container \"debug\" is privileged",
+        ),
+    ] {
+        let error = debug(&world, "other", field, value).await;
+        let error = error.err().map(|e| e.to_string()).unwrap_or_default();
+        ensure!(error.contains(sentence), "{field}: {error:?}");
+    }
+    let harmless = json!([{ "name": "NVIDIA_VISIBLE_DEVICES", "value": "void" }]);
+    debug(&world, "other", "env", harmless).await
+}
+
+/// Adds an ephemeral container with this field.
+async fn debug(world: &World, pod: &str, field: &str, value: Value) -> anyhow::Result<()> {
+    let mut debugger = container("debug", &json!({}));
+    debugger["resources"] = json!({});
+    debugger[field] = value;
+    let patch = json!({ "spec": { "ephemeralContainers": [debugger] } });
+    let params = PatchParams::default();
+    let pods = world.pods();
+    pods.patch_ephemeral_containers(pod, &params, &Patch::Strategic(patch))
+        .await?;
+    Ok(())
+}
+
 /// Issue 12, A11: a node of NVIDIA's own device plugin beside Tessera's.
 pub(crate) async fn pods_of_gpus_alone_are_left_to_other_gpu_nodes(
     world: World,

@@ -40,6 +40,7 @@ pub(crate) const SCENARIOS: &[(&str, Scenario)] = scenarios![
     admission::pods_of_exempt_namespaces_are_left_alone,
     admission::privileged_gpu_pods_run_where_the_admin_allows_them,
     admission::pods_of_gpus_alone_are_left_to_other_gpu_nodes,
+    admission::no_annotation_and_no_ephemeral_container_opens_a_back_door,
     containers::each_container_has_exactly_its_devices,
     containers::an_init_container_alone_has_a_gpu,
     containers::an_init_container_has_another_size_than_the_application,
