@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use anyhow::{anyhow, bail};
 use domain::{
-    claim::{Claim, ClaimedDevice, ContainerClaim, Slot},
+    claim::{Claim, ClaimedDevice, ContainerClaim, Share, Slot},
     config::Config,
     demand::{ContainerKind, Demand, Memory},
     rule::Rule,
@@ -65,7 +65,9 @@ impl<'l> Engine<'l> {
         let layouts = layouts.ok_or_else(|| anyhow!("rule {rule} needs GPUs that support MIG"))?;
         let mut models: Vec<&str> = gpus().map(|(_, gpu)| gpu.model.as_str()).collect();
         models.dedup();
-        if models.len() > 1 || gpus().any(|(_, gpu)| !gpu.instances.is_empty()) {
+        if models.len() > 1
+            || gpus().any(|(_, gpu)| !gpu.instances.is_empty() || !gpu.used_shares.is_empty())
+        {
             bail!(
                 "rule {rule} can only be simulated on empty GPUs of one model; use a list such as \"8 x a100-80gb\""
             );
@@ -187,7 +189,7 @@ fn single(layouts: &Layouts, demand: &Demand, config: &Config) -> anyhow::Result
         .ok_or_else(|| anyhow!("no MIG profile has the memory that a pod asks for"))
 }
 
-/// The claims of the pods that have the instances of a node, as far as its agent reports.
+/// The claims of the pods that have the instances and shares of a node, as far as its agent reports.
 fn claims(status: &GpuNodeStatus) -> HashMap<String, Claim> {
     let mut claims: HashMap<String, Claim> = HashMap::new();
     for gpu in &status.gpus {
@@ -202,23 +204,96 @@ fn claims(status: &GpuNodeStatus) -> HashMap<String, Claim> {
                 size: instance.size,
                 mem: instance.memory_mib,
             };
-            let claim = claims
-                .entry(uid.clone())
-                .or_insert_with(|| Claim { containers: vec![] });
             let device = ClaimedDevice::Mig(slot);
-            match claim
-                .containers
-                .iter_mut()
-                .find(|known| known.name == *container)
-            {
-                Some(known) => known.devices.push(device),
-                None => claim.containers.push(ContainerClaim {
-                    name: container.clone(),
-                    kind: ContainerKind::App,
-                    devices: vec![device],
-                }),
-            }
+            add(&mut claims, uid, container, ContainerKind::App, device);
+        }
+        for used in &gpu.used_shares {
+            let device = ClaimedDevice::HamiCore(Share {
+                gpu: gpu.uuid.clone(),
+                mem: used.memory_mib,
+                cores: used.cores,
+            });
+            add(
+                &mut claims,
+                &used.pod_uid,
+                &used.container,
+                used.kind,
+                device,
+            );
         }
     }
     claims
+}
+
+fn add(
+    claims: &mut HashMap<String, Claim>,
+    uid: &str,
+    container: &str,
+    kind: ContainerKind,
+    device: ClaimedDevice,
+) {
+    let claim = claims
+        .entry(uid.to_owned())
+        .or_insert_with(|| Claim { containers: vec![] });
+    let mut known = claim.containers.iter_mut();
+    match known.find(|known| known.name == container) {
+        Some(known) => known.devices.push(device),
+        None => claim.containers.push(ContainerClaim {
+            name: container.to_owned(),
+            kind,
+            devices: vec![device],
+        }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use domain::demand::Memory;
+
+    use super::*;
+    use crate::input;
+
+    /// Issue 12: `kubectl get gpunodes -o yaml`, with a share of 20,000 of 24,576 MiB in use.
+    const SAVED: &str = "
+apiVersion: v1
+kind: List
+items:
+- apiVersion: tessera.dev/v1alpha1
+  kind: GpuNode
+  metadata: {name: n}
+  status:
+    mode: hami-core
+    summary: 1 part
+    inUse: 1
+    models: [{name: NVIDIA A30, memoryMib: 24576, memorySlices: 4, computeSlices: 4, offers: []}]
+    gpus:
+    - index: 0
+      uuid: GPU-1
+      model: NVIDIA A30
+      memoryMib: 24576
+      mode: hami-core
+      shares: 10
+      instances: []
+      usedShares:
+      - {pod: default/a, podUid: u, container: prepare, kind: init, memoryMib: 20000, cores: 0}
+      - {pod: default/a, podUid: u, container: main, memoryMib: 20000, cores: 30}
+";
+
+    #[test]
+    fn shares_of_a_saved_node_are_in_use() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("nodes.yaml");
+        std::fs::write(&file, SAVED).unwrap();
+        let nodes = input::nodes::read(file.to_str().unwrap(), 8).unwrap();
+        let mut engine = Engine::new(&nodes, Rule::default(), None).unwrap();
+        let mut place = |memory| {
+            let mut demand = domain::fixtures::demand(0);
+            demand.containers[0].memory = memory;
+            let placed = engine.place("p", &demand, &Config::default()).unwrap();
+            placed.is_some()
+        };
+        assert!(!place(Memory::Whole));
+        assert!(!place(Memory::Mib(5_000)), "20,000 + 5,000 is too much");
+        assert!(place(Memory::Mib(4_000)));
+    }
 }

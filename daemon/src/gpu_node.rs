@@ -19,8 +19,9 @@ pub struct GpuNodeSpec {}
 #[cfg(test)]
 mod tests {
     use domain::{
+        demand::ContainerKind,
         fixtures,
-        gpu::{Instance, InstanceState},
+        gpu::{Instance, InstanceState, UsedShare},
         mode::{NodeMode, VgpuMode},
         status::GpuNodeStatus,
     };
@@ -79,6 +80,14 @@ mod tests {
             container: Some("c".into()),
             reason: Some("r".into()),
         }];
+        gpu.used_shares = vec![UsedShare {
+            pod: "n/p".into(),
+            pod_uid: "u".into(),
+            container: "c".into(),
+            kind: ContainerKind::Init,
+            memory_mib: 1,
+            cores: 1,
+        }];
         let status = serde_json::to_value(status.with_summary()).unwrap();
         let mut found = vec![];
         unknown(
@@ -90,5 +99,23 @@ mod tests {
         assert_eq!(found, Vec::<String>::new());
         unknown(&serde_json::json!({ "new": 1 }), schema, "", &mut found);
         assert_eq!(found, [".new"], "the comparison itself finds a difference");
+    }
+
+    /// Issue 12: the scheduler may change only conditions; a policy has to name every other field.
+    #[test]
+    fn the_policy_of_the_scheduler_protects_every_field_but_the_conditions() {
+        let crd = include_str!("../../manifests/crd/gpunodes.yaml");
+        let crd: Value = serde_saphyr::from_str(crd).unwrap();
+        let schema = &crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"];
+        let fields = schema["properties"]["status"]["properties"].as_object();
+        let policies = include_str!("../../manifests/admission/policies.yaml");
+        for field in fields
+            .unwrap()
+            .keys()
+            .filter(|field| *field != "conditions")
+        {
+            let protects = format!("object.?status.?{field} == oldObject.?status.?{field}");
+            assert!(policies.contains(&protects), "{field}");
+        }
     }
 }

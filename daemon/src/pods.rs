@@ -64,9 +64,26 @@ pub fn is_over(pod: &Pod) -> bool {
 /// Whether the pod may be restarted elsewhere: its author allows it, and a controller recreates it.
 pub fn may_restart(pod: &Pod) -> bool {
     let allowed = pod.annotations().get(keys::ALLOW_RESTART);
+    allowed.is_some_and(|value| value.trim() == "true") && controller(pod).is_some()
+}
+
+/// UID of the controller that recreates the pod.
+pub fn controller(pod: &Pod) -> Option<&str> {
     let owners = pod.owner_references();
-    allowed.is_some_and(|value| value.trim() == "true")
-        && owners.iter().any(|owner| owner.controller == Some(true))
+    let controller = owners.iter().find(|owner| owner.controller == Some(true));
+    controller.map(|owner| owner.uid.as_str())
+}
+
+/// Whether the pod asks for certain nodes: by selector, affinity or spread.
+pub fn is_pinned(pod: &Pod) -> bool {
+    pod.spec.as_ref().is_some_and(|spec| {
+        spec.affinity.is_some()
+            || spec.node_selector.as_ref().is_some_and(|s| !s.is_empty())
+            || spec
+                .topology_spread_constraints
+                .as_ref()
+                .is_some_and(|s| !s.is_empty())
+    })
 }
 
 /// The claim that the binding wrote; `None` for a pod without GPU or not bound yet.

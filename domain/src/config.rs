@@ -41,6 +41,8 @@ pub struct Config {
     pub preemption: bool,
     /// The rule by which placements are chosen: `demand`, `tuned`, `fixed`, `mfi`, `mfi-all` or `fgd`.
     pub placement: PlacementPolicy,
+    /// MiB of GPUs whose memory NVML cannot report (GB10, DGX Spark: unified memory); 0: such a GPU is only given whole.
+    pub pre_configured_device_memory: u64,
     /// Settings of single nodes.
     pub nodeconfig: Vec<NodeConfig>,
 }
@@ -93,6 +95,8 @@ pub struct NodeConfig {
     pub devicemodes: Vec<DeviceMode>,
     /// GPUs that Tessera does not manage.
     pub filterdevices: FilterDevices,
+    /// In place of [`Config::pre_configured_device_memory`] on this node.
+    pub preconfigureddevicememory: Option<u64>,
 }
 
 /// The mode of one GPU of a node.
@@ -193,6 +197,7 @@ impl Default for Config {
             known_mig_geometries: vec![],
             preemption: true,
             placement: PlacementPolicy::default(),
+            pre_configured_device_memory: 0,
             nodeconfig: vec![],
         }
     }
@@ -206,6 +211,12 @@ impl Config {
             .find(|node| node.name == name)
             .cloned()
             .unwrap_or_default()
+    }
+
+    /// MiB of the GPUs of a node whose memory NVML cannot report; `None`: not set.
+    pub fn preconfigured_memory(&self, node: &str) -> Option<u64> {
+        let own = self.node(node).preconfigureddevicememory;
+        Some(own.unwrap_or(self.pre_configured_device_memory)).filter(|mib| *mib > 0)
     }
 
     /// The layouts that a model's GPUs are kept to, in order; `None`: every legal one.
@@ -284,6 +295,19 @@ mod tests {
         assert_eq!(read("fgd").unwrap().placement.rule(), Rule::Fgd);
         assert!(read("first-fit").unwrap_err().contains("simulations only"));
         assert!(read("best").unwrap_err().contains("write one of"));
+    }
+
+    /// Issue 12: a GPU whose memory NVML cannot report has the size of the settings, the node's own first.
+    #[test]
+    fn the_memory_that_is_set_for_a_node_counts_before_that_for_all() {
+        let config: Config = serde_json::from_str(
+            r#"{"preConfiguredDeviceMemory":98304,"nodeconfig":[
+                {"name":"small","preconfigureddevicememory":65536},{"name":"none","preconfigureddevicememory":0}]}"#,
+        )
+        .unwrap();
+        let mib = ["small", "none", "other"].map(|node| config.preconfigured_memory(node));
+        assert_eq!(mib, [Some(65_536), None, Some(98_304)]);
+        assert_eq!(Config::default().preconfigured_memory("n"), None);
     }
 
     #[test]

@@ -139,6 +139,7 @@ pub fn node(name: &str, model: &Model, count: u32, mode: VgpuMode) -> GpuNodeSta
                 max_shares: 10,
                 numa: None,
                 instances: vec![],
+                used_shares: vec![],
             })
             .collect(),
         ..GpuNodeStatus::default()

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{mode::VgpuMode, slices::Slices};
+use crate::{demand::ContainerKind, mode::VgpuMode, slices::Slices};
 
 /// A GPU instance profile as NVML offers it on one model of GPU.
 ///
@@ -204,6 +204,36 @@ pub struct Gpu {
     /// The GPU instances on it.
     #[serde(default)]
     pub instances: Vec<Instance>,
+    /// The software shares of it that pods have.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub used_shares: Vec<UsedShare>,
+}
+
+/// A software share of a GPU that a container has.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct UsedShare {
+    /// `namespace/name` of the pod.
+    pub pod: String,
+    /// UID of the pod.
+    pub pod_uid: String,
+    /// The container.
+    pub container: String,
+    /// When it runs: what an ordinary init container has is not in addition to the others' shares.
+    #[serde(default, skip_serializing_if = "is_app")]
+    pub kind: ContainerKind,
+    /// Memory limit, MiB.
+    pub memory_mib: u64,
+    /// Compute limit, percent; 0 is no limit.
+    pub cores: u32,
+}
+
+#[allow(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "the form that serde calls"
+)]
+fn is_app(kind: &ContainerKind) -> bool {
+    *kind == ContainerKind::App
 }
 
 #[cfg(test)]

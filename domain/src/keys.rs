@@ -42,5 +42,9 @@ pub const IGNORE: &str = "ignore";
 pub const GROUP: &str = "tessera.dev";
 /// Node label that sets the layout for NVIDIA's MIG manager; where it is present, another manager may change instances.
 pub const MIG_CONFIG: &str = "nvidia.com/mig.config";
+/// Node label by which NVIDIA's GPU operator (26.7 and later) stops the clients of the driver that are not its own.
+pub const GPU_CLIENT: &str = "nvidia.com/gpu.deploy.client";
+/// Prefix of the node labels by which NVIDIA's GPU operator starts and stops what uses the driver.
+pub const GPU_DEPLOY_PREFIX: &str = "nvidia.com/gpu.deploy.";
 /// Name under which kube-scheduler runs our profile.
 pub const SCHEDULER: &str = "tessera-scheduler";

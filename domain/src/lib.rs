@@ -25,3 +25,4 @@ pub mod request;
 pub mod rule;
 pub mod slices;
 pub mod status;
+mod summary;

@@ -69,6 +69,9 @@ pub struct NvmlArgs {
     /// Path of `libnvidia-ml.so.1`. Default: where the dynamic loader finds it.
     #[arg(long, env)]
     pub nvml_library: Option<PathBuf>,
+    /// Directory where `/sys` of the host is mounted: NUMA nodes of the GPUs.
+    #[arg(long, env, default_value = "/sys")]
+    pub sysfs_dir: PathBuf,
     /// Directory of the agent's journal.
     #[arg(long, env, default_value = "/var/lib/tessera")]
     pub state_dir: PathBuf,
@@ -129,7 +132,12 @@ impl KubeletArgs {
 }
 
 impl NvmlArgs {
-    pub(crate) fn settings(self, proc: &Path, filter: FilterDevices) -> Settings {
+    pub(crate) fn settings(
+        self,
+        proc: &Path,
+        filter: FilterDevices,
+        memory_mib: Option<u64>,
+    ) -> Settings {
         // clap splits an empty flag into one empty word.
         let reset_command = self.gpu_reset_command.into_iter();
         let reset_command = reset_command.filter(|word| !word.is_empty());
@@ -139,6 +147,8 @@ impl NvmlArgs {
             idle_ttl: self.idle_ttl.into(),
             idle_limit: self.idle_limit,
             filter,
+            memory_mib,
+            sysfs: self.sysfs_dir,
             ignored_faults: self.disable_healthchecks,
             reset_command: reset_command.collect(),
             proc: proc.to_owned(),
@@ -230,7 +240,7 @@ mod tests {
     fn an_empty_reset_command_is_none() {
         let words = |flags: &[&str]| {
             let nvml = parse(flags.iter().copied()).nvml;
-            let settings = nvml.settings(Path::new("/proc"), FilterDevices::default());
+            let settings = nvml.settings(Path::new("/proc"), FilterDevices::default(), None);
             settings.reset_command.len()
         };
         assert_eq!(words(&[]), 4);

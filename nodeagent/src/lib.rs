@@ -9,6 +9,7 @@
 //! `gpus` decides what to do, `materialise` carries it out and records it in its journal, `nvml` makes the calls.
 
 pub mod args;
+mod driver_pause;
 pub mod gpus;
 pub mod kubelet;
 pub mod materialise;
@@ -45,7 +46,12 @@ use crate::{
     materialise::thread::{NVML_HANG_TIMEOUT, NvmlThread},
     metrics::Metrics,
     pods::Pods,
-    publish::{collector::GpuCollector, events::EventPublisher, publisher::Publisher},
+    publish::{
+        collector::GpuCollector,
+        events::EventPublisher,
+        own_object::{self, SeenObject},
+        publisher::Publisher,
+    },
 };
 
 /// How long the agent waits, before it ends, for the write of a status that keeps pods away.
@@ -77,8 +83,12 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     let mut registry = daemon::metrics::registry("nodeagent");
     let metrics = Metrics::register(&mut registry);
     let (send_events, events) = mpsc::channel(EVENT_QUEUE_LENGTH);
-    let settings = nvml.settings(&proc_dir, config.node(&node_name).filterdevices);
-    let nvml = NvmlThread::start(settings, metrics.clone(), send_events)?;
+    let settings = nvml.settings(
+        &proc_dir,
+        config.node(&node_name).filterdevices,
+        config.preconfigured_memory(&node_name),
+    );
+    let nvml = NvmlThread::start(settings, metrics.clone(), send_events.clone())?;
     registry.register_collector(Box::new(GpuCollector {
         node_name: node_name.clone(),
         inventory: nvml.inventory(),
@@ -89,11 +99,13 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         config,
         client,
         nvml,
+        events: send_events,
         metrics,
         cdi: cdi.specs(proc_dir),
         registration: RegistrationState::new(),
         pods: watch::Sender::new(None),
         node: watch::Sender::new(None),
+        seen: watch::Sender::new(SeenObject::default()),
         published: watch::Sender::new(GpuNodeStatus::default()),
     };
 
@@ -117,6 +129,7 @@ struct Agent {
     config: Config,
     client: Client,
     nvml: NvmlThread,
+    events: mpsc::Sender<AgentEvent>,
     metrics: Metrics,
     kubelet: Kubelet,
     cdi: CdiSpecs,
@@ -125,6 +138,8 @@ struct Agent {
     pods: watch::Sender<Pods>,
     /// Written by the watch of the node.
     node: watch::Sender<Option<Node>>,
+    /// The node's `GpuNode` object; written by its watch.
+    seen: watch::Sender<SeenObject>,
     /// Written by the publisher.
     published: watch::Sender<GpuNodeStatus>,
 }
@@ -140,6 +155,10 @@ impl Agent {
         let (config, share) = (self.config.node(&node_name), self.node.clone());
         let node = node::watch(client, node_name, config, self.nvml.clone(), share);
         tasks.spawn_loop("node", node);
+
+        let (client, node_name) = (self.client.clone(), self.node_name.clone());
+        let object = own_object::watch(client, node_name, self.seen.clone());
+        tasks.spawn_loop("gpunode", object);
     }
 
     fn spawn_publishers(
@@ -151,10 +170,13 @@ impl Agent {
         let publisher = Publisher {
             client: self.client.clone(),
             node_name: self.node_name.clone(),
+            settings: self.config.node(&self.node_name),
+            events: self.events.clone(),
             max_shares: self.config.device_split_count,
             inventory: self.nvml.inventory(),
             node: self.node.subscribe(),
             registration: self.registration.subscribe(),
+            seen: self.seen.subscribe(),
             published: self.published.clone(),
             ready: Some(readiness.latch("kubelet")),
         };

@@ -6,7 +6,7 @@ use k8s_openapi::api::core::v1::Node;
 use kube::{Api, Client, ResourceExt, runtime::watcher};
 use tokio::sync::watch;
 
-use crate::{gpus::modes::WantedModes, materialise::thread::NvmlThread};
+use crate::{driver_pause, gpus::modes::WantedModes, materialise::thread::NvmlThread};
 
 /// Watches the node. Hands the wanted modes to the NVML thread and the node to `share`, forever.
 pub(crate) async fn watch(
@@ -18,14 +18,21 @@ pub(crate) async fn watch(
 ) {
     let only = watcher::Config::default().fields(&format!("metadata.name={node_name}"));
     watches::watch(Api::<Node>::all(client), only, None, |change| {
-        // A node that is deleted while its agent runs comes back when kubelet registers it again.
-        if let Change::Apply(node) = change {
-            nvml.set_wanted_modes(WantedModes {
-                node: labelled_mode(&node).or(config.operatingmode),
-                devices: config.devicemodes.clone(),
-            });
-            share.send_replace(Some(*node));
-        }
+        let node = match change {
+            Change::Apply(node) => node,
+            Change::Complete { names, .. } if names.contains(&node_name) => return,
+            // It comes back when kubelet registers it again; its modes stay until then.
+            Change::Delete(_) | Change::Complete { .. } => {
+                share.send_replace(None);
+                return;
+            }
+        };
+        nvml.set_pause(driver_pause::reason(&node));
+        nvml.set_wanted_modes(WantedModes {
+            node: labelled_mode(&node).or(config.operatingmode),
+            devices: config.devicemodes.clone(),
+        });
+        share.send_replace(Some(*node));
     })
     .await;
 }

@@ -1,6 +1,6 @@
 //! The pods of this node with a claim, by a watch of the agent's own.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use daemon::{
     pods,
@@ -15,6 +15,9 @@ use crate::{
     gpus::claims::{ClaimedPod, ClaimedPods, Progress},
     materialise::thread::NvmlThread,
 };
+
+/// Variable by which a container does without `HAMi`-core's limits.
+const DISABLE_VARIABLE: &str = "CUDA_DISABLE_CONTROL";
 
 /// The living pods with a claim; `None` until the first list of pods is complete.
 pub(crate) type Pods = Option<Arc<ClaimedPods>>;
@@ -114,10 +117,41 @@ fn claimed(pod: &Pod) -> Option<ClaimedPod> {
         uid: pod.uid()?,
         name: pods::name(pod),
         claim,
-        containers: statuses
-            .map(|status| (status.name.clone(), progress(status)))
-            .collect(),
+        containers: with_variables(
+            pod,
+            statuses
+                .map(|status| (status.name.clone(), progress(status)))
+                .collect(),
+        ),
     })
+}
+
+/// Adds what the spec says of the containers. A container without a status yet has made no progress.
+fn with_variables(
+    pod: &Pod,
+    mut containers: BTreeMap<String, Progress>,
+) -> BTreeMap<String, Progress> {
+    let spec = pod.spec.as_ref();
+    let init = spec.and_then(|spec| spec.init_containers.as_ref());
+    let app = spec.map(|spec| &spec.containers);
+    for container in init.into_iter().chain(app).flatten() {
+        let mut variables = container.env.iter().flatten();
+        let disables = variables.any(|variable| {
+            variable.name == DISABLE_VARIABLE && variable.value.as_deref().is_some_and(is_true)
+        });
+        if disables {
+            containers
+                .entry(container.name.clone())
+                .or_default()
+                .disables_limiter = true;
+        }
+    }
+    containers
+}
+
+/// What Go's `strconv.ParseBool` takes for true, as `HAMi` does.
+fn is_true(text: &str) -> bool {
+    matches!(text, "1" | "t" | "T" | "true" | "TRUE" | "True")
 }
 
 fn progress(status: &ContainerStatus) -> Progress {
@@ -126,6 +160,7 @@ fn progress(status: &ContainerStatus) -> Progress {
     let waiting = state.and_then(|state| state.waiting.as_ref());
     let running = state.is_some_and(|state| state.running.is_some());
     Progress {
+        disables_limiter: false,
         running,
         completed: ended.is_some_and(|ended| ended.exit_code == 0),
         fingerprint: format!(
@@ -184,6 +219,30 @@ mod tests {
             let pods = [pod("bad", bad), pod("good", CLAIM)];
             let read: Vec<_> = pods.iter().filter_map(claimed).map(|pod| pod.uid).collect();
             assert_eq!(read, ["good"], "{bad}");
+        }
+    }
+
+    /// Issue 12: `HAMi`'s variable of a container, known before its status is.
+    #[test]
+    fn a_container_may_do_without_the_limiter() {
+        for (value, disables) in [
+            ("true", true),
+            ("1", true),
+            ("false", false),
+            ("yes", false),
+        ] {
+            let mut pod = pod("a", CLAIM);
+            let container = serde_json::json!({ "name": "main",
+                "env": [{ "name": "CUDA_DISABLE_CONTROL", "value": value }] });
+            let container = serde_json::from_value(container).unwrap();
+            pod.spec.as_mut().unwrap().containers = vec![container];
+            let claimed = claimed(&pod).unwrap();
+            let main = claimed.containers.get("main");
+            assert_eq!(
+                main.is_some_and(|main| main.disables_limiter),
+                disables,
+                "{value}"
+            );
         }
     }
 

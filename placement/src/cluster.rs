@@ -22,6 +22,8 @@ pub struct Cluster {
     by_node: HashMap<String, BTreeSet<PodUid>>,
     /// Whether a node's kubelet has devices to allocate, for the nodes that were seen.
     allocatable: HashMap<String, bool>,
+    /// Whether all nodes of the cluster are in `allocatable`: others are gone.
+    knows_all_nodes: bool,
     weights: Weights,
 }
 
@@ -30,10 +32,20 @@ pub struct Cluster {
 struct ClaimedPod {
     node: String,
     claim: Claim,
-    /// When an assumed claim expires unless it is seen, milliseconds; `None`: it was seen.
-    deadline: Option<u64>,
+    standing: Standing,
     /// `None` until the pod was seen.
     info: Option<PodInfo>,
+}
+
+/// Why a claim is believed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Standing {
+    /// The pod was seen with it.
+    Seen,
+    /// Its binding was sent, or is about to be: no time ends it, only what the API server answers.
+    Assumed,
+    /// It is held for a pod that is not bound yet, until this time in milliseconds.
+    Reserved(u64),
 }
 
 /// What is known of a pod that holds a claim, beside the claim.
@@ -47,6 +59,10 @@ pub struct PodInfo {
     pub ending: bool,
     /// Whether it may be restarted elsewhere to make room.
     pub movable: bool,
+    /// Whether it asks for certain nodes (selector, affinity, spread): only where it is now is known to suit it.
+    pub is_pinned: bool,
+    /// UID of the controller that recreates it.
+    pub controller: Option<String>,
 }
 
 impl Cluster {
@@ -83,9 +99,20 @@ impl Cluster {
         self.allocatable.remove(node);
     }
 
-    /// Whether the node's kubelet has devices to allocate; `None`: not known.
-    pub(crate) fn allocatable(&self, node: &str) -> Option<bool> {
+    /// Forgets the nodes that are gone, as after a fresh list; from now on a node that is not known is gone.
+    pub fn retain_allocatable(&mut self, seen: &BTreeSet<String>) {
+        self.allocatable.retain(|node, _| seen.contains(node));
+        self.knows_all_nodes = true;
+    }
+
+    /// Whether the node's kubelet has devices to allocate; `None`: not known, or the node is gone.
+    pub fn allocatable(&self, node: &str) -> Option<bool> {
         self.allocatable.get(node).copied()
+    }
+
+    /// Whether pods can start on the node, as far as is known: it exists, and its kubelet has devices.
+    pub(crate) fn may_start_pods(&self, node: &str) -> bool {
+        self.allocatable(node).unwrap_or(!self.knows_all_nodes)
     }
 
     /// Forgets a node whose `GpuNode` is gone; the claims of its pods stay.
@@ -108,7 +135,7 @@ impl Cluster {
 
     /// Stores a bound pod's claim as seen on the API server.
     pub fn apply_pod(&mut self, uid: &str, node: &str, claim: Claim) {
-        self.put(uid, node, claim, None);
+        self.put(uid, node, claim, Standing::Seen);
     }
 
     /// Stores what is known of a pod that holds a claim.
@@ -156,7 +183,7 @@ impl Cluster {
         let gone: Vec<_> = self
             .pods
             .iter()
-            .filter(|(uid, pod)| pod.deadline.is_none() && !seen.contains(*uid))
+            .filter(|(uid, pod)| pod.standing == Standing::Seen && !seen.contains(*uid))
             .map(|(uid, _)| uid.clone())
             .collect();
         for uid in gone {
@@ -172,27 +199,42 @@ impl Cluster {
         }
     }
 
-    /// Holds a claim that is about to be bound, until it is seen, forgotten, or `deadline` (milliseconds) passes.
-    pub fn assume(&mut self, uid: &str, node: &str, claim: Claim, deadline: u64) {
-        self.put(uid, node, claim, Some(deadline));
+    /// Holds a claim that is about to be bound, until it is seen or forgotten; one that was seen stays so.
+    pub fn assume(&mut self, uid: &str, node: &str, claim: Claim) {
+        let known = self
+            .pods
+            .get(uid)
+            .filter(|pod| pod.node == node && pod.claim == claim);
+        if known.is_none_or(|pod| pod.standing != Standing::Seen) {
+            self.put(uid, node, claim, Standing::Assumed);
+        }
     }
 
-    /// Drops an assumed claim whose binding failed; one that was seen stays.
+    /// Holds a claim for a pod that is not bound yet, until it is bound, forgotten, or `deadline` (milliseconds) passes.
+    pub fn reserve(&mut self, uid: &str, node: &str, claim: Claim, deadline: u64) {
+        self.put(uid, node, claim, Standing::Reserved(deadline));
+    }
+
+    /// Whether the pod's claim is assumed, and was not seen yet.
+    pub fn is_assumed(&self, uid: &str) -> bool {
+        let pod = self.pods.get(uid);
+        pod.is_some_and(|pod| pod.standing == Standing::Assumed)
+    }
+
+    /// Drops a claim that was assumed or reserved; one that was seen stays.
     pub fn forget(&mut self, uid: &str) {
-        if self.pods.get(uid).is_some_and(|pod| pod.deadline.is_some()) {
+        let pod = self.pods.get(uid);
+        if pod.is_some_and(|pod| pod.standing != Standing::Seen) {
             self.remove_pod(uid);
         }
     }
 
-    /// Drops assumed claims that were never seen.
+    /// Drops the reservations whose deadline has passed.
     pub fn expire(&mut self, now: u64) {
-        let late: Vec<_> = self
-            .pods
-            .iter()
-            .filter(|(_, pod)| pod.deadline.is_some_and(|deadline| deadline <= now))
-            .map(|(uid, _)| uid.clone())
-            .collect();
-        for uid in late {
+        let late =
+            |pod: &ClaimedPod| matches!(pod.standing, Standing::Reserved(until) if until <= now);
+        let pods = self.pods.iter().filter(|(_, pod)| late(pod));
+        for uid in pods.map(|(uid, _)| uid.clone()).collect::<Vec<_>>() {
             self.remove_pod(&uid);
         }
     }
@@ -215,13 +257,13 @@ impl Cluster {
         self.weights.set_counts(node, counts);
     }
 
-    fn put(&mut self, uid: &str, node: &str, claim: Claim, deadline: Option<u64>) {
+    fn put(&mut self, uid: &str, node: &str, claim: Claim, standing: Standing) {
         // Every change of a pod's status comes here; mostly its claim is the same.
         if let Some(known) = self.pods.get_mut(uid)
             && known.node == node
             && known.claim == claim
         {
-            known.deadline = deadline;
+            known.standing = standing;
             return;
         }
         self.remove_pod(uid);
@@ -235,7 +277,7 @@ impl Cluster {
             ClaimedPod {
                 node: node.to_owned(),
                 claim,
-                deadline,
+                standing,
                 info: None,
             },
         );
@@ -299,19 +341,24 @@ mod tests {
         }
     }
 
+    /// Issue 12: no time ends a claim whose binding may have been carried out.
     #[test]
-    fn an_assumed_claim_lives_until_it_is_seen_forgotten_or_late() {
+    fn an_assumed_claim_lives_until_it_is_seen_or_forgotten_and_a_reservation_ends() {
         let mut cluster = Cluster::default();
-        for uid in ["seen", "failed", "late"] {
-            cluster.assume(uid, "n", claim(), 100);
+        for uid in ["seen", "failed", "unclear"] {
+            cluster.assume(uid, "n", claim());
         }
+        cluster.reserve("late", "n", claim(), 100);
         cluster.apply_pod("seen", "n", claim());
+        cluster.assume("seen", "n", claim());
         cluster.forget("seen");
         cluster.forget("failed");
         cluster.expire(99);
-        assert_eq!(cluster.pods_on("n").collect::<Vec<_>>(), ["late", "seen"]);
-        cluster.expire(100);
-        assert_eq!(cluster.pods_on("n").collect::<Vec<_>>(), ["seen"]);
+        let held = |cluster: &Cluster| cluster.pods_on("n").map(str::to_owned).collect::<Vec<_>>();
+        assert_eq!(held(&cluster), ["late", "seen", "unclear"]);
+        cluster.expire(u64::MAX);
+        assert_eq!(held(&cluster), ["seen", "unclear"]);
+        assert!(cluster.is_assumed("unclear") && !cluster.is_assumed("seen"));
     }
 
     #[test]
@@ -319,7 +366,7 @@ mod tests {
         let mut cluster = Cluster::default();
         cluster.apply_pod("old", "n", claim());
         cluster.apply_pod("new", "n", claim());
-        cluster.assume("assumed", "n", claim(), 1);
+        cluster.assume("assumed", "n", claim());
         cluster.retain_pods(&BTreeSet::from(["new".to_owned()]));
         assert_eq!(cluster.pods_on("n").collect::<Vec<_>>(), ["assumed", "new"]);
     }
@@ -332,8 +379,10 @@ mod tests {
             priority: 3,
             ending: false,
             movable: true,
+            is_pinned: false,
+            controller: None,
         };
-        cluster.assume("a", "n", claim(), 1);
+        cluster.assume("a", "n", claim());
         assert_eq!(cluster.pod_info("a"), None);
         cluster.set_pod_info("a", info.clone());
         cluster.apply_pod("a", "n", claim());

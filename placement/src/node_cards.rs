@@ -76,10 +76,36 @@ mod tests {
     use crate::cluster::Cluster;
     use domain::{
         config::Config,
+        demand::Memory,
         fixtures::{self, demand as one},
-        gpu::{Instance, InstanceState},
+        gpu::{Instance, InstanceState, Model},
         mode::VgpuMode,
     };
+
+    /// Issue 12: a GPU whose memory nobody knows (published as 0 MiB and one share) goes to one pod as a whole.
+    #[test]
+    fn a_gpu_of_unknown_memory_is_given_whole_to_one_pod() {
+        let model = Model {
+            memory_mib: 0,
+            offers: vec![],
+            ..fixtures::a30()
+        };
+        let mut node = fixtures::node("n", &model, 1, VgpuMode::HamiCore);
+        node.gpus[0].max_shares = 1;
+        let mut cluster = Cluster::default();
+        cluster.apply_node("n", node);
+        let fits = |cluster: &Cluster, memory| {
+            let mut demand = one(0);
+            demand.containers[0].memory = memory;
+            cluster.plan("n", &demand, &Config::default())
+        };
+        assert!(fits(&cluster, Memory::Mib(1_000)).is_err());
+        let plan = fits(&cluster, Memory::Whole).unwrap();
+        cluster.apply_pod("a", "n", plan.claim);
+        for memory in [Memory::Whole, Memory::Percent(10)] {
+            assert!(fits(&cluster, memory).is_err(), "{memory:?}");
+        }
+    }
 
     #[test]
     fn the_slices_of_an_instance_are_free_only_when_it_is_idle() {

@@ -40,7 +40,7 @@ impl Cluster {
     ) -> Result<Plan, Refusal> {
         if let Some(status) = self.node(node) {
             // The agent reports it at once; kubelet takes ten seconds, but also notices an agent that died.
-            if !status.is_registered() || self.allocatable(node) == Some(false) {
+            if !status.is_registered() || !self.may_start_pods(node) {
                 return Err(Refusal::NoAgent);
             }
         }
@@ -93,6 +93,28 @@ mod tests {
         mode::VgpuMode,
         status::{Condition, GpuNodeStatus, REGISTERED},
     };
+
+    /// Issue 12: a `GpuNode` may outlive its node.
+    #[test]
+    fn a_node_that_is_gone_is_refused() {
+        let mut cluster = Cluster::default();
+        let node = fixtures::node("n", &fixtures::a30(), 1, VgpuMode::Mig);
+        cluster.apply_node("n", node);
+        let fits = |cluster: &Cluster| cluster.plan("n", &one(1_000), &Config::default()).is_ok();
+        cluster.set_allocatable("n", true);
+        cluster.retain_allocatable(&BTreeSet::from(["n".to_owned()]));
+        assert!(fits(&cluster));
+        cluster.remove_allocatable("n");
+        assert!(!fits(&cluster), "deleted");
+        cluster.set_allocatable("n", true);
+        cluster.retain_allocatable(&BTreeSet::new());
+        assert!(!fits(&cluster), "deleted while the watch was interrupted");
+        assert!(
+            cluster
+                .rank(["n"], &one(1_000), &Config::default())
+                .is_empty()
+        );
+    }
 
     #[test]
     fn a_node_whose_kubelet_offers_no_device_is_refused_until_it_does() {

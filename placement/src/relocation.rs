@@ -24,15 +24,18 @@ pub struct Relocation {
 }
 
 /// The smallest set of pods on one node whose restart makes room for a demand that fits nowhere now, such that each
-/// of them finds another place; at most `most` pods, and never more than three.
+/// of them finds another place; at most `most` pods, and never more than three. `usable`: the nodes
+/// that the demand can use.
 pub fn find_relocation(
     cluster: &Cluster,
     demand: &Demand,
     config: &Config,
     most: usize,
+    usable: impl Fn(&str) -> bool,
     movable: impl Fn(&str) -> bool,
 ) -> Option<Relocation> {
-    let nodes: Vec<String> = cluster.nodes().map(|(name, _)| name.to_owned()).collect();
+    let nodes = cluster.nodes().map(|(name, _)| name.to_owned());
+    let nodes: Vec<String> = nodes.filter(|name| usable(name)).collect();
     let mut tries = 0;
     for size in 1..=most.min(MAX_SET_SIZE) {
         let mut best: Option<(f64, Relocation)> = None;
@@ -84,7 +87,12 @@ fn moved(
     let mut loss = choice.plan.loss;
     let mut moves = Vec::new();
     for (uid, claim) in set.iter().zip(&claims) {
-        let names: Vec<String> = after.nodes().map(|(name, _)| name.to_owned()).collect();
+        let is_pinned = cluster.pod_info(uid).is_some_and(|info| info.is_pinned);
+        let names = after.nodes().map(|(name, _)| name.to_owned());
+        // What it moves from is on the node that the demand goes to.
+        let names: Vec<String> = names
+            .filter(|name| !is_pinned || *name == choice.node)
+            .collect();
         let names = names.iter().map(String::as_str);
         let to = after
             .rank(names, &demand_of(claim), config)
@@ -128,8 +136,9 @@ fn demand_of(claim: &Claim) -> Demand {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cluster::PodInfo;
     use crate::testing::{cluster, one};
-    use domain::claim::Slot;
+    use domain::{claim::Slot, fixtures, mode::VgpuMode, pod::PodName};
 
     #[test]
     fn the_one_pod_that_stands_in_the_way_restarts_elsewhere() {
@@ -145,7 +154,8 @@ mod tests {
         );
         let config = Config::default();
         assert!(cluster.plan("n", &one(40_000), &config).is_err());
-        let relocation = find_relocation(&cluster, &one(40_000), &config, 3, |_| true).unwrap();
+        let relocation =
+            find_relocation(&cluster, &one(40_000), &config, 3, |_| true, |_| true).unwrap();
         assert_eq!(relocation.moves.len(), 1);
         let mut after = cluster.clone();
         for (uid, choice) in &relocation.moves {
@@ -169,21 +179,64 @@ mod tests {
                 |other: &Slot| other.gpu == slot.gpu && other.slices().overlaps(slot.slices());
             assert!(!slots[..index].iter().any(collides), "{slots:?}");
         }
-        assert!(find_relocation(&cluster, &one(40_000), &config, 3, |_| false).is_none());
+        assert!(find_relocation(&cluster, &one(40_000), &config, 3, |_| true, |_| false).is_none());
     }
 
     #[test]
     fn no_room_where_slices_are_missing() {
         let full = cluster(&[("a", "7g.80gb", 0, 0)], 1);
-        assert!(find_relocation(&full, &one(8_000), &Config::default(), 3, |_| true).is_none());
+        assert!(
+            find_relocation(
+                &full,
+                &one(8_000),
+                &Config::default(),
+                3,
+                |_| true,
+                |_| true
+            )
+            .is_none()
+        );
     }
 
     #[test]
     fn a_whole_card_is_made_free_by_the_small_pod_on_it() {
         let cluster = cluster(&[("half", "3g.40gb", 0, 4), ("small", "1g.10gb", 1, 4)], 2);
         let config = Config::default();
-        let relocation =
-            find_relocation(&cluster, &one(80_000), &config, 1, |uid| uid == "small").unwrap();
+        let relocation = find_relocation(
+            &cluster,
+            &one(80_000),
+            &config,
+            1,
+            |_| true,
+            |uid| uid == "small",
+        )
+        .unwrap();
         assert_eq!(relocation.moves[0].0, "small");
+    }
+
+    /// Issue 12: nobody moves for a place that is of no use, nor to where it may not be.
+    #[test]
+    fn a_pod_moves_only_for_a_usable_place_and_to_a_node_that_suits_it() {
+        let mut cluster = cluster(&[("small", "1g.10gb", 0, 4)], 1);
+        let other = fixtures::node("other", &fixtures::a30(), 1, VgpuMode::Mig);
+        cluster.apply_node("other", other);
+        let config = Config::default();
+        let found = |cluster: &Cluster, usable: &str| {
+            let usable = |node: &str| node == usable;
+            find_relocation(cluster, &one(80_000), &config, 1, usable, |_| true)
+                .map(|relocation| relocation.moves[0].1.node.clone())
+        };
+        assert_eq!(found(&cluster, "n").as_deref(), Some("other"));
+        assert_eq!(found(&cluster, "other"), None);
+        let info = PodInfo {
+            name: PodName::new("default", "small"),
+            priority: 0,
+            ending: false,
+            movable: true,
+            is_pinned: true,
+            controller: None,
+        };
+        cluster.set_pod_info("small", info);
+        assert_eq!(found(&cluster, "n"), None);
     }
 }

@@ -14,6 +14,13 @@ pub struct Args {
     /// Address of `/live`, `/ready` and `/metrics`, plain HTTP.
     #[arg(long, env = "TESSERA_ADMIN_ADDRESS", default_value = "0.0.0.0:8081")]
     pub admin_address: SocketAddr,
+    /// Namespace of the Lease `tessera-plugin`, whose holder binds.
+    #[arg(
+        long,
+        env = "TESSERA_LEASE_NAMESPACE",
+        default_value = "tessera-system"
+    )]
+    pub lease_namespace: String,
     /// The settings that all daemons share.
     #[command(flatten)]
     pub config: ConfigArgs,

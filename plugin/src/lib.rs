@@ -1,27 +1,32 @@
 //! The scheduler plugin of Tessera, served to kube-scheduler as an HTTP extender on loopback.
 //!
 //! ```text
-//! kube-scheduler ──► server ──► verbs (filter, prioritize), bind, preemption::verb
+//! kube-scheduler ──► server ──► verbs (filter, prioritize), binding, preemption::verb
 //! API server ──► watches ──► shared_cluster (the view) ──► requeue ──► annotation of the node
-//!                                   └──► preemption::run ──► evictions
+//!                                   ├──► preemption::run ──► evictions
+//!                                   └──► gone_agents ──► conditions of the `GpuNode`
 //! ```
 //!
 //! In the words of the scheduler framework: `verbs` are *Filter* and *Score*, which plan the pod on each
-//! node; `bind` is *Reserve* and *Bind*, which plans again, assumes the claim, and posts the binding that
-//! carries it. The state is rebuilt from the API server alone: `GpuNode`s and the claims on pods.
+//! node; `binding` is *Reserve* and *Bind*, which plans again, assumes the claim, and posts the binding that
+//! carries it; `leadership` keeps two plugins from binding at the same time. The state is rebuilt from the API server alone: `GpuNode`s and the claims on pods.
 //!
 //! The webhook embeds [`hint`], [`shared_cluster`] and [`watches`].
 
 pub mod args;
-mod bind;
+mod binding;
 mod context;
+mod gone_agents;
 pub mod hint;
+mod leadership;
 mod metrics;
 mod preemption;
 mod protocol;
 mod requeue;
 mod server;
 pub mod shared_cluster;
+#[cfg(test)]
+mod testing;
 mod tuning;
 mod unschedulable;
 mod verbs;
@@ -34,11 +39,18 @@ use domain::rule::Rule;
 use tokio::sync::mpsc;
 
 use crate::{
-    args::Args, context::Context, metrics::Metrics, server::Server, shared_cluster::SharedCluster,
-    unschedulable::UnschedulablePods, watches::ClusterChange,
+    args::Args,
+    binding::settle::check_unseen,
+    context::Context,
+    leadership::{identity::Identity, run::LeaseSettings},
+    metrics::Metrics,
+    server::Server,
+    shared_cluster::SharedCluster,
+    unschedulable::UnschedulablePods,
+    watches::ClusterChange,
 };
 
-/// Time between two checks for assumed claims whose deadline has passed.
+/// Time between two checks for reservations whose deadline has passed.
 const EXPIRE_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Runs the plugin until a signal.
@@ -46,6 +58,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     let Args {
         listen,
         admin_address,
+        lease_namespace,
         config,
         log,
     } = args;
@@ -59,7 +72,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     let mut registry = daemon::metrics::registry("plugin");
     let metrics = Metrics::register(&mut registry);
     let cluster = SharedCluster::new(config.placement.rule());
-    let context = Context::new(client, cluster, config);
+    let context = Context::new(client, cluster, config, token.clone());
     let unschedulable = UnschedulablePods::default();
     let (send_unplaced, unplaced) = mpsc::unbounded_channel();
 
@@ -73,10 +86,14 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         let (context, unschedulable) = (context.clone(), unschedulable.clone());
         preemption::run::run(context, unschedulable, unplaced)
     });
-    if context.config.placement.rule() == Rule::Tuned {
-        tasks.spawn_loop("tune", tuning::run(context.cluster.clone()));
-    }
-    tasks.spawn_loop("expire", expire(context.clone()));
+    spawn_upkeep(&mut tasks, &context);
+    let lease = LeaseSettings {
+        namespace: lease_namespace,
+        identity: Identity::of_listener(listener.local_addr()?),
+    };
+    tasks.spawn("lease", {
+        leadership::run::run(context.clone(), lease, token.clone())
+    });
     tasks.spawn("admin", {
         let readiness = readiness.clone();
         admin::serve(admin_listener, registry.into(), readiness, token.clone())
@@ -96,6 +113,15 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         }),
     );
     tasks.run().await
+}
+
+/// Spawns the tasks that look at the view from time to time.
+fn spawn_upkeep(tasks: &mut Tasks, context: &Context) {
+    if context.config.placement.rule() == Rule::Tuned {
+        tasks.spawn_loop("tune", tuning::run(context.cluster.clone()));
+    }
+    tasks.spawn_loop("expire", expire(context.clone()));
+    tasks.spawn_loop("gone-agents", gone_agents::run(context.clone()));
 }
 
 /// Spawns the tasks that keep the view up to date; returns the nodes on which something becomes free.
@@ -128,10 +154,11 @@ fn spawn_watches(
     freed
 }
 
-/// Drops assumed claims whose deadline has passed, for ever.
+/// Drops reservations whose deadline has passed, and looks after pods that were bound and never seen, for ever.
 async fn expire(context: Context) {
     loop {
         tokio::time::sleep(EXPIRE_INTERVAL).await;
         context.cluster.write().expire(context.now());
+        check_unseen(&context).await;
     }
 }

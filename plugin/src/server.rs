@@ -1,6 +1,6 @@
 //! The HTTP server of the extender: routes kube-scheduler's requests to the verbs.
 
-use std::{collections::BTreeMap, time::Instant};
+use std::time::Instant;
 
 use daemon::{
     pods,
@@ -14,10 +14,10 @@ use placement::cluster::PodUid;
 use tokio::sync::mpsc;
 
 use crate::{
-    bind::bind,
+    binding::bind::bind,
     context::Context,
     metrics::{Metrics, Verb},
-    preemption::verb::preempt,
+    preemption::{select::may_free, verb::preempt},
     protocol::{ExtenderArgs, ExtenderBindingArgs, ExtenderBindingResult, FilterResult},
     unschedulable::{UnschedulablePod, UnschedulablePods},
     verbs,
@@ -81,7 +81,7 @@ impl Server {
                 let args = serde_json::from_slice(body)?;
                 json(&preempt(args, &cluster.read(), config))
             }
-            Verb::bind => json(&self.bind(&serde_json::from_slice(body)?).await),
+            Verb::bind => json(&self.bind(serde_json::from_slice(body)?).await),
         })
     }
 
@@ -97,9 +97,8 @@ impl Server {
         if result.is_empty()
             && let (Some(uid), Ok(Some(demand))) = (uid, Demand::read(&request, config))
         {
-            let failed = [&result.failed_nodes, &result.failed_and_unresolvable_nodes];
-            let nodes: Vec<&String> = failed.into_iter().flat_map(BTreeMap::keys).collect();
-            let pod = UnschedulablePod::new(name, demand, priority, nodes.into_iter());
+            let may_free = |node: &str| may_free(&cluster, node, priority);
+            let pod = UnschedulablePod::refused(name, demand, priority, &result, may_free);
             self.unschedulable.insert(&uid, pod);
             // The receiver lives as long as the process.
             drop(self.unplaced.send(uid));
@@ -107,20 +106,21 @@ impl Server {
         result
     }
 
-    async fn bind(&self, args: &ExtenderBindingArgs) -> ExtenderBindingResult {
+    async fn bind(&self, args: ExtenderBindingArgs) -> ExtenderBindingResult {
         let pod = PodName::new(&args.pod_namespace, &args.pod_name);
-        match bind(&self.context, args).await {
-            Ok(()) => {
-                tracing::info!(%pod, node = args.node, "Bound a pod");
-                ExtenderBindingResult::default()
+        let node = args.node.clone();
+        // In a task: it must end in order although kube-scheduler hangs up.
+        let bound = tokio::spawn(bind(self.context.clone(), args)).await;
+        let error = match bound {
+            Ok(Ok(())) => {
+                tracing::info!(%pod, node, "Bound a pod");
+                return ExtenderBindingResult::default();
             }
-            Err(error) => {
-                tracing::warn!(%pod, node = args.node, %error, "Cannot bind a pod");
-                ExtenderBindingResult {
-                    error: error.to_string(),
-                }
-            }
-        }
+            Ok(Err(error)) => error.to_string(),
+            Err(error) => error.to_string(),
+        };
+        tracing::warn!(%pod, node, error, "Cannot bind a pod");
+        ExtenderBindingResult { error }
     }
 }
 

@@ -4,13 +4,20 @@ use std::{
     cmp::Reverse,
     collections::{BTreeSet, HashMap},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
 };
 
 use domain::{config::Config, demand::Demand, pod::PodName};
 use placement::cluster::{Cluster, PodUid};
 
-/// Number of nodes that are remembered per pod; a pod that more nodes refused is taken to wait for any node.
+use crate::protocol::FilterResult;
+
+/// Number of nodes that are remembered per pod; a pod that more nodes refused is taken to wait for any node, and has
+/// room made for it on this many.
 const MAX_NODES_PER_POD: usize = 128;
+/// How long a refusal says which nodes suit the pod: kube-scheduler tries a pod again after five minutes at the latest
+/// and then asks again, unless its own filters leave no node.
+const REFUSAL_LIFETIME: Duration = Duration::from_mins(6);
 
 /// The pods that every node they were asked for refused; a clone shares the same pods.
 #[derive(Clone, Debug, Default)]
@@ -25,33 +32,54 @@ pub(crate) struct UnschedulablePod {
     pub(crate) demand: Demand,
     /// Its priority; `None` where its preemption policy is `Never`.
     pub(crate) priority: Option<i32>,
-    /// The nodes that refused it; empty: it may fit on any node.
-    pub(crate) nodes: BTreeSet<String>,
+    /// The nodes that refused it; `None`: it may fit on any node.
+    nodes: Option<BTreeSet<String>>,
+    /// Nodes that refused it, where room can be made for it: kube-scheduler's own filters accept them.
+    pub(crate) usable: BTreeSet<String>,
+    /// When it was refused.
+    refused_at: Instant,
 }
 
 impl UnschedulablePod {
-    /// A pod that was refused by these nodes.
-    pub(crate) fn new<'n>(
+    /// A pod that was refused just now.
+    pub(crate) fn new(
         name: PodName,
         demand: Demand,
         priority: Option<i32>,
-        refused_by: impl ExactSizeIterator<Item = &'n String>,
+        nodes: Option<BTreeSet<String>>,
+        usable: BTreeSet<String>,
     ) -> Self {
-        let nodes = if refused_by.len() > MAX_NODES_PER_POD {
-            BTreeSet::new()
-        } else {
-            refused_by.cloned().collect()
-        };
         Self {
             name,
             demand,
             priority,
             nodes,
+            usable,
+            refused_at: Instant::now(),
         }
     }
 
+    /// The same, from what kube-scheduler was answered.
+    pub(crate) fn refused(
+        name: PodName,
+        demand: Demand,
+        priority: Option<i32>,
+        result: &FilterResult,
+        may_free: impl Fn(&str) -> bool,
+    ) -> Self {
+        let failed = &result.failed_nodes;
+        let (failed, count) = (failed.keys(), failed.len());
+        let count_all = count + result.failed_and_unresolvable_nodes.len();
+        let all = failed
+            .clone()
+            .chain(result.failed_and_unresolvable_nodes.keys());
+        let nodes = (count_all <= MAX_NODES_PER_POD).then(|| all.cloned().collect());
+        let usable = failed.filter(|node| may_free(node)).take(MAX_NODES_PER_POD);
+        Self::new(name, demand, priority, nodes, usable.cloned().collect())
+    }
+
     fn waits_for(&self, node: &str) -> bool {
-        self.nodes.is_empty() || self.nodes.contains(node)
+        self.nodes.as_ref().is_none_or(|nodes| nodes.contains(node))
     }
 }
 
@@ -61,9 +89,11 @@ impl UnschedulablePods {
         self.lock().insert(uid.to_owned(), pod);
     }
 
-    /// The pod of that UID, while it waits.
-    pub(crate) fn get(&self, uid: &str) -> Option<UnschedulablePod> {
-        self.lock().get(uid).cloned()
+    /// The pod of that UID, while it waits and kube-scheduler tries it.
+    pub(crate) fn tried_lately(&self, uid: &str) -> Option<UnschedulablePod> {
+        let pods = self.lock();
+        let pod = pods.get(uid)?;
+        (pod.refused_at.elapsed() < REFUSAL_LIFETIME).then(|| pod.clone())
     }
 
     /// Forgets a pod that is bound, has ended or is gone.
@@ -113,8 +143,33 @@ mod tests {
         Demand::read(&request, &Config::default()).unwrap().unwrap()
     }
 
+    fn refused(failed: &[String], unresolvable: &[String]) -> UnschedulablePod {
+        let reasons = |nodes: &[String]| nodes.iter().map(|n| (n.clone(), String::new())).collect();
+        let result = FilterResult {
+            failed_nodes: reasons(failed),
+            failed_and_unresolvable_nodes: reasons(unresolvable),
+            ..FilterResult::default()
+        };
+        let name = PodName::new("default", "p");
+        UnschedulablePod::refused(name, demand(), None, &result, |node| node != "empty")
+    }
+
     fn refused_by(nodes: &[String]) -> UnschedulablePod {
-        UnschedulablePod::new(PodName::new("default", "p"), demand(), None, nodes.iter())
+        refused(nodes, &[])
+    }
+
+    /// Issue 12: room is made only on nodes that kube-scheduler offered and that only Tessera refused.
+    #[test]
+    fn usable_nodes_were_offered_and_can_be_made_to_fit() {
+        let names = |names: &[&str]| names.iter().map(|n| (*n).to_owned()).collect::<Vec<_>>();
+        let pod = refused(&names(&["a", "empty"]), &names(&["other-model"]));
+        assert_eq!(pod.usable, BTreeSet::from(["a".to_owned()]));
+        assert!(pod.waits_for("other-model") && !pod.waits_for("not-offered"));
+        let many: Vec<String> = (0..1_000).map(|number| format!("n{number}")).collect();
+        let pod = refused(&many, &[]);
+        assert!(pod.waits_for("any"));
+        assert_eq!(pod.usable.len(), MAX_NODES_PER_POD);
+        assert!(pod.usable.iter().all(|node| many.contains(node)));
     }
 
     #[test]
@@ -139,7 +194,7 @@ mod tests {
             !pods.remove_fitting("a", &cluster, &config),
             "requeued already"
         );
-        pods.insert("u", refused_by(&[]));
+        pods.insert("u", refused_by(&["b".to_owned()]));
         pods.remove("u");
         assert!(!pods.remove_fitting("b", &cluster, &config));
     }

@@ -178,7 +178,7 @@ mod tests {
             .unwrap();
         for uid in ["a", "b"] {
             let plan = cluster.plan("mig", &demand, &Config::default()).unwrap();
-            cluster.assume(uid, "mig", plan.claim, 1);
+            cluster.assume(uid, "mig", plan.claim);
         }
         let result = filter(asked(), &cluster, &Config::default());
         assert_eq!(

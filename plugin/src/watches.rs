@@ -85,6 +85,8 @@ fn apply_pod(cluster: &SharedCluster, pod: &Pod, on_change: &mut impl FnMut(Clus
         priority: pod.spec.as_ref().and_then(|s| s.priority).unwrap_or(0),
         ending: pod.metadata.deletion_timestamp.is_some(),
         movable: pods::may_restart(pod),
+        is_pinned: pods::is_pinned(pod),
+        controller: pods::controller(pod).map(str::to_owned),
     };
     {
         let mut cluster = cluster.write();
@@ -121,7 +123,7 @@ pub async fn allocatable(
                 }
             }
             Change::Delete(node) => cluster.write().remove_allocatable(&node.name_any()),
-            Change::Complete { .. } => {}
+            Change::Complete { names, .. } => cluster.write().retain_allocatable(&names),
         },
     )
     .await;

@@ -33,7 +33,7 @@ pub(super) fn reason(cluster: &Cluster, demand: &Demand, config: &Config) -> Str
 
 /// The pods whose restart would make room for a demand, `namespace/name` or the name in the simulation.
 pub(super) fn restart(cluster: &Cluster, demand: &Demand, config: &Config) -> Vec<String> {
-    let found = find_relocation(cluster, demand, config, MAX_RESTARTS, |_| true);
+    let found = find_relocation(cluster, demand, config, MAX_RESTARTS, |_| true, |_| true);
     let moves = found.into_iter().flat_map(|relocation| relocation.moves);
     moves.map(|(uid, _)| pod_name(cluster, uid)).collect()
 }

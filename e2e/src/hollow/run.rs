@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use super::{node::Node, pod::lifecycle::admit, sockets, status::now};
+use super::{node::Node, pod::admit, sockets, status::now};
 
 /// Interval of the renewals of a node's lease (kubelet: `nodeLeaseDurationSeconds` / 4).
 const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(10);

@@ -103,6 +103,76 @@ pub(crate) async fn a_killed_agent_adopts_what_runs(world: World) -> anyhow::Res
     Ok(())
 }
 
+/// Issue 12: 90 s after kill -9 the GpuNode said that it was ready and registered.
+pub(crate) async fn a_gpu_node_says_that_its_agent_is_gone(world: World) -> anyhow::Result<()> {
+    const NODE: &str = "hollow-a100";
+    let says = async |ready: &str, registered: &str| {
+        let status = world.tessera.gpu_node(NODE).await.ok()?;
+        let has = |kind: &str, value: &str| {
+            let mut all = status.conditions.iter();
+            all.any(|known| known.kind == kind && known.status == value)
+        };
+        (has("Ready", ready) && has("Registered", registered)).then(|| status.conditions.clone())
+    };
+    until("the agent to be registered", WAIT_TIMEOUT, async || {
+        says("True", "True").await
+    })
+    .await?;
+    world.tessera.cluster.processes.crash(&agent(NODE)).await?;
+    // WAIT_TIMEOUT is 40 s: so soon it must be in every view.
+    let gone = until(
+        "the agent to be reported as gone",
+        WAIT_TIMEOUT,
+        async || says("Unknown", "False").await,
+    )
+    .await?;
+    let message = gone.iter().find(|known| known.kind == "Registered");
+    let message = message
+        .map(|known| known.message.clone())
+        .unwrap_or_default();
+    ensure!(message.contains("tessera-nodeagent"), "{message}");
+    world
+        .create(&pod("waits", Some(NODE), &gpus(1, 8_000)))
+        .await?;
+    world
+        .event(
+            "waits",
+            &["FailedScheduling", "not registered with kubelet"],
+        )
+        .await?;
+    the_scheduler_cannot_change_a_layout(&world, NODE).await?;
+    world.tessera.start_agent_again(NODE).await?;
+    until(
+        "the agent to be registered again",
+        WAIT_TIMEOUT,
+        async || says("True", "True").await,
+    )
+    .await?;
+    world.runs("waits").await?;
+    Ok(())
+}
+
+async fn the_scheduler_cannot_change_a_layout(world: &World, node: &str) -> anyhow::Result<()> {
+    let path = format!("/apis/tessera.dev/v1alpha1/gpunodes/{node}/status");
+    let forged = http::Request::patch(path)
+        .header("Content-Type", "application/merge-patch+json")
+        .header(
+            "Impersonate-User",
+            "system:serviceaccount:tessera-system:tessera-scheduler",
+        )
+        .body(br#"{"status":{"layout":"forged"}}"#.to_vec())?;
+    let client = world.tessera.cluster.client();
+    let refused = client.request::<serde_json::Value>(forged).await.err();
+    let refused = refused.context("the scheduler changed a layout")?;
+    ensure!(
+        refused
+            .to_string()
+            .contains("may change only the conditions"),
+        "{refused}"
+    );
+    Ok(())
+}
+
 /// Issue 5: kubelet fails pods that it admits while no agent is registered, and the scheduler learns too late that none is.
 pub(crate) async fn no_pod_fails_while_an_agent_is_restarted_in_order(
     world: World,

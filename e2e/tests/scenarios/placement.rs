@@ -1,6 +1,6 @@
 //! Which pod goes where, and what is reported when it fits nowhere.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, time::Duration};
 
 use anyhow::{Context, ensure};
 use e2e::wait::until;
@@ -210,6 +210,56 @@ pub(crate) async fn a_pod_that_allows_it_restarts_elsewhere_to_make_room(
         .await?;
     deployments
         .delete("small", &DeleteParams::default())
+        .await?;
+    Ok(())
+}
+
+/// Issue 12: a Deployment in another pool was restarted forty times for a pod that could not use its place.
+pub(crate) async fn nobody_is_restarted_for_a_pod_that_cannot_use_the_place(
+    world: World,
+) -> anyhow::Result<()> {
+    let mut template = pod("bystander", None, &gpus(1, 8_000));
+    template["metadata"] = json!({ "labels": { "app": "bystander" }, "annotations": {
+        "nvidia.com/allow-restart": "true", "nvidia.com/vgpu-mode": "mig", "nvidia.com/use-gputype": "H100" } });
+    let deployment = json!({ "metadata": { "name": "bystander" }, "spec": {
+        "selector": { "matchLabels": { "app": "bystander" } }, "template": template } });
+    let deployments: Api<Deployment> = Api::default_namespaced(world.tessera.cluster.client());
+    deployments
+        .create(&PostParams::default(), &serde_json::from_value(deployment)?)
+        .await?;
+    let selector = ListParams::default().labels("app=bystander");
+    let names = async || {
+        let pods = world.pods().list(&selector).await.ok()?.items;
+        let names: BTreeSet<String> = pods.iter().map(ResourceExt::name_any).collect();
+        (!names.is_empty()).then_some(names)
+    };
+    let before = until("the deployment's pod to be there", WAIT_TIMEOUT, names).await?;
+    for name in &before {
+        world.runs(name).await?;
+    }
+    let mig = json!({ "nvidia.com/vgpu-mode": "mig" });
+    let mut fills = pod("fills-real", Some(REAL), &json!({ "nvidia.com/gpu": "2" }));
+    fills["metadata"]["annotations"] = mig.clone();
+    world.create_and_run(&fills).await?;
+    let mut waits = pod("only-real", Some(REAL), &gpus(1, 8_000));
+    waits["metadata"]["annotations"] = mig;
+    world.create(&waits).await?;
+    world.event("only-real", &["FailedScheduling"]).await?;
+    tokio::time::sleep(Duration::from_secs(20)).await;
+    let after = names().await;
+    for name in &before {
+        let events = world.events(name).await?;
+        ensure!(
+            !events.iter().any(|event| event.contains("Moved")),
+            "{events:?}"
+        );
+    }
+    ensure!(
+        after.as_ref() == Some(&before),
+        "{before:?}, after {after:?}"
+    );
+    deployments
+        .delete("bystander", &DeleteParams::default())
         .await?;
     Ok(())
 }

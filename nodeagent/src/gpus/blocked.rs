@@ -35,6 +35,9 @@ pub enum Blocked {
     /// The instance could not be created or its place not be cleared.
     #[error("{0}")]
     Failed(String),
+    /// The driver must be left alone.
+    #[error("{0}")]
+    Paused(String),
     /// NVML took longer than the caller can wait.
     #[error("the instances were not ready after {0} s; NVML may be slow")]
     TimedOut(u64),

@@ -32,6 +32,8 @@ pub struct Progress {
     pub running: bool,
     /// It ended with exit code 0 and will not run again (for an ordinary init container).
     pub completed: bool,
+    /// Its own variable `CUDA_DISABLE_CONTROL` is true: it gets no limits.
+    pub disables_limiter: bool,
     /// Everything that the status says about it, to notice any change.
     pub fingerprint: String,
 }

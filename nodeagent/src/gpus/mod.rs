@@ -30,4 +30,4 @@ mod slot_actions;
 pub mod state;
 mod takeover;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;

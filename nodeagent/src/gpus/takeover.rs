@@ -55,6 +55,16 @@ impl NodeState {
         vanished
     }
 
+    /// Adds a GPU of which a call failed, if it is not known yet: it is published as unhealthy.
+    pub(crate) fn add_unreadable(&mut self, gpu: SurveyedGpu, reason: String) {
+        let uuid = gpu.uuid.clone();
+        self.gpus.entry(uuid).or_insert_with(|| {
+            let mut state = GpuState::new(gpu);
+            state.lost = Some(reason);
+            Arc::new(state)
+        });
+    }
+
     /// Takes over the pods of the node.
     pub fn apply_pods(&mut self, pods: Arc<ClaimedPods>, now: Millis) {
         self.creation_failures

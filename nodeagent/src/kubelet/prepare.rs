@@ -92,7 +92,19 @@ impl Preparer {
             mig::edits(&self.cdi.driver, &devices)?
         } else {
             let shares = self.wait_for_share_mode(&shares, deadline).await?;
-            share::edits(&self.cdi.driver, &self.cdi.hook, &prepared, &shares)?
+            {
+                let limiter = match progress {
+                    Some(known) if known.disables_limiter => share::Limiter::Disabled,
+                    _ => share::Limiter::Preloaded,
+                };
+                share::edits(
+                    &self.cdi.driver,
+                    &self.cdi.hook,
+                    &prepared,
+                    &shares,
+                    limiter,
+                )?
+            }
         };
         self.cdi.write(ids, &prepared, edits)?;
         tracing::info!(pod = %pod.name, container, "Prepared a container");

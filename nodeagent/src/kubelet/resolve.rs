@@ -248,6 +248,7 @@ mod tests {
         // Prepared, and no status since: it may have completed already.
         assert_eq!(ask(&["d1"], &holders, &[&a], Some(&init)), "not yet");
         let mut progress = Progress {
+            disables_limiter: false,
             running: true,
             completed: false,
             fingerprint: "running".into(),

@@ -15,6 +15,8 @@ use crate::{
 pub(super) enum Command {
     Pods(Arc<ClaimedPods>),
     WantedModes(WantedModes),
+    /// Why the driver must be left alone; `None`: it may be used.
+    Pause(Option<String>),
     Watch(WatchEvent),
     EnsureDevices(Request),
 }

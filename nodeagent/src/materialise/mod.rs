@@ -24,6 +24,7 @@ mod faults;
 pub mod journal;
 mod journal_format;
 mod mode;
+mod pause;
 mod proc;
 mod publish;
 mod requests;

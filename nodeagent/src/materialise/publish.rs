@@ -17,8 +17,10 @@ impl Worker {
         self.channels.inventory.send_replace(Arc::new(Inventory {
             // Cheap: GPUs and pods are shared until they change.
             state: self.state.clone(),
+            found: self.found.clone(),
             nvml_failure: self.nvml_failure.clone(),
             nvml_hang: None,
+            pause: self.pause.clone(),
             journal_failure: self.journal_failure.clone(),
         }));
     }

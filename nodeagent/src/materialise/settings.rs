@@ -19,6 +19,10 @@ pub struct Settings {
     pub idle_limit: usize,
     /// GPUs that the agent must not touch.
     pub filter: FilterDevices,
+    /// MiB of GPUs whose memory NVML cannot report; `None`: they are only given whole.
+    pub memory_mib: Option<u64>,
+    /// `/sys` of the host.
+    pub sysfs: PathBuf,
     /// Faults that have no consequence.
     pub ignored_faults: IgnoredFaults,
     /// Program and arguments that reset a GPU, with `{uuid}` for its UUID; empty: no GPU is reset.

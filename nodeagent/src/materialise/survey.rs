@@ -5,7 +5,11 @@ use std::{collections::BTreeMap, time::Instant};
 use super::{journal::JournalError, worker::Worker};
 use crate::{
     gpus::{event::AgentEvent, instance::TrackedInstance, record::ContainerRef},
-    nvml::{error::Code, session::Session, survey::Survey},
+    nvml::{
+        error::{Code, NvmlError},
+        session::Session,
+        survey::{Survey, SurveyOptions},
+    },
 };
 
 impl Worker {
@@ -13,7 +17,12 @@ impl Worker {
     pub(super) fn survey(&mut self, session: &Session) {
         let call = "surveying the GPUs".to_owned();
         self.channels.current_call.set(Some(call));
-        match session.survey(&self.settings.filter) {
+        let options = SurveyOptions {
+            filter: &self.settings.filter,
+            memory_mib: self.settings.memory_mib,
+            sysfs: &self.settings.sysfs,
+        };
+        match session.survey(options) {
             Ok(survey) => self.take_survey(survey),
             Err(error) => {
                 tracing::warn!(%error, "Cannot survey the GPUs, opening NVML again");
@@ -22,15 +31,16 @@ impl Worker {
                 self.reopen_session_around(session, || ());
             }
         }
+        let all_answered = self.state.gpus.values().all(|gpu| gpu.lost.is_none());
         self.schedule
-            .surveyed(self.nvml_failure.is_none(), Instant::now());
+            .surveyed(self.nvml_failure.is_none() && all_answered, Instant::now());
     }
 
     fn take_survey(&mut self, survey: Survey) {
         let failed: Vec<(u32, String)> = survey
             .failed
-            .into_iter()
-            .map(|(index, error)| (index, error.to_string()))
+            .iter()
+            .map(|gpu| (gpu.index, gpu.error.to_string()))
             .collect();
         let now = self.now();
         let vanished = self
@@ -41,10 +51,15 @@ impl Worker {
         }
         self.reconcile_journal();
         self.record_owners();
-        let reasons: Vec<_> = failed
-            .iter()
-            .map(|(index, reason)| format!("GPU {index}: {reason}"))
-            .collect();
+        self.found = survey.found;
+        let mut reasons = Vec::new();
+        for gpu in survey.failed {
+            match gpu.partly {
+                // One that reports at least its UUID is published: unhealthy, with the reason.
+                Some(partly) => self.state.add_unreadable(*partly, gpu.error.to_string()),
+                None => reasons.push(format!("GPU {}: {}", gpu.index, gpu.error)),
+            }
+        }
         self.nvml_failure = (!reasons.is_empty()).then(|| reasons.join("; "));
     }
 
@@ -68,7 +83,13 @@ impl Worker {
         session: &Session,
         work: impl FnOnce() -> T,
     ) -> Option<T> {
-        match session.without_session(work) {
+        let result = session.without_session(work);
+        self.take_reopened(result)
+    }
+
+    /// Notes whether NVML could be opened again.
+    pub(super) fn take_reopened<T>(&mut self, result: Result<T, NvmlError>) -> Option<T> {
+        match result {
             Ok(result) => Some(result),
             Err(error) => {
                 tracing::warn!(%error, "Cannot open NVML again");

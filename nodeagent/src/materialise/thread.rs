@@ -93,6 +93,11 @@ impl NvmlThread {
         self.send(Command::WantedModes(modes));
     }
 
+    /// Lets the thread close NVML and leave the driver alone, for this reason, or use it again.
+    pub fn set_pause(&self, reason: Option<String>) {
+        self.send(Command::Pause(reason));
+    }
+
     /// Creates the MIG devices of a pod's container if they do not exist, and waits for them at most `limit`.
     pub async fn ensure_devices(
         &self,

@@ -6,7 +6,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::sync::{mpsc, watch};
+use tokio::{
+    runtime::Runtime,
+    sync::{mpsc, watch},
+};
 
 use super::{
     command::{Command, CurrentCall, Request},
@@ -20,7 +23,7 @@ use crate::{
         state::NodeState,
     },
     metrics::Metrics,
-    nvml::{fault_watch::FaultWatch, session::Session},
+    nvml::{data::FoundGpu, fault_watch::FaultWatch, session::Session},
 };
 
 /// Pause between two attempts to load NVML.
@@ -44,6 +47,8 @@ pub(super) struct Worker {
     pub(super) channels: Channels,
     pub(super) metrics: Metrics,
     pub(super) journal: Journal,
+    /// Why the driver must be left alone.
+    pub(super) pause: Option<String>,
     /// Why the journal cannot be written.
     pub(super) journal_failure: Option<String>,
     pub(super) state: NodeState,
@@ -51,6 +56,8 @@ pub(super) struct Worker {
     pub(super) requests: Vec<Request>,
     /// When the thread was started.
     epoch: Instant,
+    /// All GPUs that NVML counted in the last survey.
+    pub(super) found: Vec<FoundGpu>,
     /// Why NVML or a GPU did not answer the last survey.
     pub(super) nvml_failure: Option<String>,
     pub(super) schedule: SurveySchedule,
@@ -77,9 +84,11 @@ impl Worker {
             channels,
             metrics,
             journal,
+            pause: None,
             journal_failure: None,
             requests: vec![],
             epoch: Instant::now(),
+            found: vec![],
             nvml_failure: Inventory::unsurveyed().nvml_failure,
             schedule: SurveySchedule::new(Instant::now()),
             fault_watch: None,
@@ -96,10 +105,18 @@ impl Worker {
             Ok(runtime) => runtime,
             Err(error) => return tracing::error!(%error, "Cannot wait for commands"),
         };
-        let Some(session) = self.open() else { return };
+        let Some(session) = self.open(&runtime) else {
+            return;
+        };
         tracing::info!(driver = session.driver_version(), "Opened NVML");
         self.survey(&session);
         while !self.must_restart {
+            if self.pause.is_some() {
+                if !self.leave_driver(&session, &runtime) {
+                    break;
+                }
+                continue;
+            }
             let Some(pause) = self.work(&session) else {
                 continue;
             };
@@ -119,6 +136,9 @@ impl Worker {
     fn work(&mut self, session: &Session) -> Option<Duration> {
         while let Ok(command) = self.channels.inbox.try_recv() {
             self.take_command(command);
+        }
+        if self.pause.is_some() {
+            return None;
         }
         self.serve_requests(session);
         if self.schedule.is_due(Instant::now()) {
@@ -149,8 +169,15 @@ impl Worker {
     }
 
     /// Opens NVML as soon as that is possible; `None` when every handle was dropped in the meantime.
-    fn open(&mut self) -> Option<Session> {
+    fn open(&mut self, runtime: &Runtime) -> Option<Session> {
         loop {
+            while let Ok(command) = self.channels.inbox.try_recv() {
+                self.take_command(command);
+            }
+            // Opening a session would load the driver's modules.
+            if !self.wait_while_paused(runtime) {
+                return None;
+            }
             match Session::open(self.settings.library.as_deref()) {
                 Ok(session) => return Some(session),
                 Err(error) => {
@@ -171,12 +198,13 @@ impl Worker {
         }
     }
 
-    fn take_command(&mut self, command: Command) {
+    pub(super) fn take_command(&mut self, command: Command) {
         match command {
             Command::Pods(pods) => {
                 self.state.apply_pods(pods, self.now());
                 self.record_owners();
             }
+            Command::Pause(reason) => self.pause = reason,
             Command::WantedModes(modes) => self.state.wanted_modes = modes,
             Command::Watch(event) => self.take_watch_event(event),
             Command::EnsureDevices(request) => self.requests.push(request),

@@ -11,7 +11,7 @@ pub struct SurveyedGpu {
     pub uuid: String,
     /// Minor number of `/dev/nvidia<minor>`.
     pub minor: u32,
-    /// NUMA node, where NVML knows it.
+    /// NUMA node, where the kernel or NVML knows it.
     pub numa: Option<u32>,
     /// Its product name, memory, and the profiles that it offers.
     pub model: Model,
@@ -21,6 +21,29 @@ pub struct SurveyedGpu {
     pub health: Health,
     /// Its GPU instances.
     pub instances: Vec<LiveInstance>,
+}
+
+/// A GPU that NVML counts, also one that the settings exclude.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FoundGpu {
+    /// NVML index.
+    pub index: u32,
+    /// `GPU-…`; `None`: it was not asked, or did not answer.
+    pub uuid: Option<String>,
+    /// Where its size comes from.
+    pub memory: MemorySource,
+}
+
+/// Where the memory size of a GPU comes from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum MemorySource {
+    /// NVML reports it.
+    #[default]
+    Nvml,
+    /// NVML cannot report it (unified memory); the settings have it.
+    Settings,
+    /// Nowhere: the GPU can only be given whole.
+    Unknown,
 }
 
 /// `nvmlDeviceGetMigMode`.

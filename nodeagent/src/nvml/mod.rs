@@ -12,6 +12,7 @@ pub(crate) mod fault_watch;
 mod health;
 mod instance;
 mod mode;
+mod numa;
 mod processes;
 mod profile;
 pub(crate) mod session;

@@ -24,7 +24,15 @@ impl Session {
                 current: current == 1,
                 pending: pending == 1,
             })),
-            Err(error) if error.code() == Some(Code::NOT_SUPPORTED) => Ok(None),
+            Err(error)
+                if matches!(
+                    error.code(),
+                    // A driver older than MIG lacks the function.
+                    Some(Code::NOT_SUPPORTED | Code::FUNCTION_NOT_FOUND)
+                ) =>
+            {
+                Ok(None)
+            }
             Err(error) => Err(error),
         }
     }

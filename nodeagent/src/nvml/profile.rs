@@ -6,8 +6,10 @@ use domain::gpu::{Model, Offer};
 use nvml_wrapper_sys::bindings as sys;
 
 use super::{
+    data::MemorySource,
     error::{Code, NvmlError, call},
     session::{Session, c_text, text, version},
+    survey::SurveyOptions,
 };
 
 /// Limit of the loop over profile constants, in case the library never reports that there are no more.
@@ -26,18 +28,34 @@ fn attribute(constant: u32) -> &'static str {
 }
 
 impl Session {
-    /// Name, memory and offers of a GPU.
-    pub(super) fn model(&self, device: sys::nvmlDevice_t, mig: bool) -> Result<Model, NvmlError> {
-        let name = text(96, |buffer, length| {
+    pub(super) fn product_name(&self, device: sys::nvmlDevice_t) -> Result<String, NvmlError> {
+        text(96, |buffer, length| {
             call!(self, nvmlDeviceGetName(device, buffer, length))
-        })?;
-        let mut memory = sys::nvmlMemory_st {
-            total: 0,
-            free: 0,
-            used: 0,
+        })
+    }
+
+    /// Memory and offers of a GPU of that name.
+    ///
+    /// The scheduler knows models by their names: one whose memory does not come from NVML has a name of its own, so
+    /// that it is not taken for another GPU of the node.
+    pub(super) fn model(
+        &self,
+        device: sys::nvmlDevice_t,
+        name: &str,
+        mig: bool,
+        options: SurveyOptions<'_>,
+    ) -> Result<(Model, MemorySource), NvmlError> {
+        let (name, memory_mib, source) = match (self.memory_mib(device)?, options.memory_mib) {
+            (Some(mib), _) => (name.to_owned(), mib, MemorySource::Nvml),
+            (None, Some(mib)) => {
+                let name = format!("{name} (memory set to {mib} MiB)");
+                (name, mib, MemorySource::Settings)
+            }
+            (None, None) => {
+                let name = format!("{name} (memory unknown)");
+                (name, 0, MemorySource::Unknown)
+            }
         };
-        call!(self, nvmlDeviceGetMemoryInfo(device, &raw mut memory))?;
-        let memory_mib = memory.total >> 20;
         let offers = if mig {
             self.offers(device, memory_mib)?
         } else {
@@ -46,13 +64,28 @@ impl Session {
         let whole = offers
             .iter()
             .max_by_key(|offer| (offer.size, offer.compute_slices));
-        Ok(Model {
+        let model = Model {
             name,
             memory_mib,
             memory_slices: whole.map_or(0, |offer| offer.size),
             compute_slices: whole.map_or(0, |offer| offer.compute_slices),
             offers,
-        })
+        };
+        Ok((model, source))
+    }
+
+    /// Memory of the GPU; `None` where NVML cannot report it (GB10, Jetson Thor: unified memory).
+    fn memory_mib(&self, device: sys::nvmlDevice_t) -> Result<Option<u64>, NvmlError> {
+        let mut memory = sys::nvmlMemory_st {
+            total: 0,
+            free: 0,
+            used: 0,
+        };
+        match call!(self, nvmlDeviceGetMemoryInfo(device, &raw mut memory)) {
+            Ok(()) => Ok(Some(memory.total >> 20)),
+            Err(error) if error.code() == Some(Code::NOT_SUPPORTED) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     fn offers(&self, device: sys::nvmlDevice_t, total_mib: u64) -> Result<Vec<Offer>, NvmlError> {

@@ -37,12 +37,22 @@ impl Session {
     ///
     /// A reset needs this, and a session that died with the driver cannot be used any more.
     pub(crate) fn without_session<T>(&self, work: impl FnOnce() -> T) -> Result<T, NvmlError> {
+        self.close();
+        let result = work();
+        self.reopen()?;
+        Ok(result)
+    }
+
+    /// Closes the session: this process has no GPU open any more.
+    pub(crate) fn close(&self) {
         self.handles.borrow_mut().clear();
         // The session may be dead already: only opening it again has to succeed.
         let _ = call!(self, nvmlShutdown());
-        let result = work();
-        call!(self, nvmlInit_v2())?;
-        Ok(result)
+    }
+
+    /// Opens a session that was closed.
+    pub(crate) fn reopen(&self) -> Result<(), NvmlError> {
+        call!(self, nvmlInit_v2())
     }
 
     /// Version of the driver, for logs.

@@ -8,7 +8,9 @@ use domain::{
 use k8s_openapi::api::core::v1::Node;
 use kube::ResourceExt;
 
-use crate::{gpus::inventory::Inventory, kubelet::registration::Registration};
+use crate::{
+    gpus::inventory::Inventory, kubelet::registration::Registration, nvml::data::MemorySource,
+};
 
 /// A condition as it is now, without the time of its last change.
 #[derive(Debug)]
@@ -20,7 +22,12 @@ pub(crate) struct CurrentCondition {
 }
 
 impl CurrentCondition {
-    fn new(kind: &'static str, is_true: bool, reason: &'static str, message: String) -> Self {
+    pub(crate) fn new(
+        kind: &'static str,
+        is_true: bool,
+        reason: &'static str,
+        message: String,
+    ) -> Self {
         Self {
             kind,
             is_true,
@@ -58,8 +65,9 @@ pub(crate) fn current(
 ) -> Vec<CurrentCondition> {
     vec![
         ready(inventory),
-        registered(registration),
+        registered(inventory, registration),
         gpus_unhealthy(inventory, gpus),
+        memory_unknown(inventory),
         mode_changing(inventory),
         quarantined(gpus),
         foreign_instances(gpus),
@@ -69,6 +77,7 @@ pub(crate) fn current(
 
 fn ready(inventory: &Inventory) -> CurrentCondition {
     let failures = [
+        ("DriverUpgrade", &inventory.pause),
         ("NvmlHangs", &inventory.nvml_hang),
         ("NvmlFails", &inventory.nvml_failure),
         ("JournalFails", &inventory.journal_failure),
@@ -82,7 +91,12 @@ fn ready(inventory: &Inventory) -> CurrentCondition {
     CurrentCondition::new("Ready", true, "NvmlAnswers", message)
 }
 
-fn registered(registration: Registration) -> CurrentCondition {
+fn registered(inventory: &Inventory, registration: Registration) -> CurrentCondition {
+    if let Some(reason) = inventory.pause.clone()
+        && registration != Registration::Ending
+    {
+        return CurrentCondition::new(REGISTERED, false, "DriverUpgrade", reason);
+    }
     let (is_true, reason, message) = match registration {
         Registration::Registered => (
             true,
@@ -116,6 +130,30 @@ fn gpus_unhealthy(inventory: &Inventory, gpus: &[Gpu]) -> CurrentCondition {
         ("Found", list(unhealthy)),
         ("AllHealthy", "all GPUs are healthy"),
     )
+}
+
+fn memory_unknown(inventory: &Inventory) -> CurrentCondition {
+    let of = |source| {
+        let gpus = inventory
+            .found
+            .iter()
+            .filter(move |gpu| gpu.memory == source);
+        gpus.map(|gpu| gpu.index)
+    };
+    let unknown = of(MemorySource::Unknown).map(|index| {
+        format!(
+            "NVML does not report the memory of GPU {index}: it is only given whole; \
+             to offer shares of it, set preConfiguredDeviceMemory to its MiB in the settings"
+        )
+    });
+    let set = list(of(MemorySource::Settings).map(|index| {
+        format!("the memory of GPU {index} is that of preConfiguredDeviceMemory: NVML does not report it")
+    }));
+    let none = set.as_deref().map_or(
+        ("AllKnown", "NVML reports the memory of every GPU"),
+        |message| ("FromSettings", message),
+    );
+    any("MemoryUnknown", ("Found", list(unknown)), none)
 }
 
 fn mode_changing(inventory: &Inventory) -> CurrentCondition {
@@ -212,7 +250,7 @@ mod tests {
             instance::{Ownership, TrackedInstance},
             state::{Attempt, GpuFault, GpuState, NodeState},
         },
-        nvml::data::{Health, LiveInstance, MigMode, SurveyedGpu},
+        nvml::data::{FoundGpu, Health, LiveInstance, MigMode, SurveyedGpu},
         publish::gpus::published,
     };
 
@@ -338,6 +376,25 @@ mod tests {
         }
     }
 
+    /// Issue 12: a GPU of unknown memory is named, with the setting.
+    #[test]
+    fn a_gpu_of_unknown_memory_is_named_with_the_setting() {
+        let with = |memory| {
+            let found = FoundGpu {
+                index: 0,
+                uuid: None,
+                memory,
+            };
+            memory_unknown(&inventory(|inventory, _| inventory.found = vec![found]))
+        };
+        let unknown = with(MemorySource::Unknown);
+        assert!(unknown.is_true && unknown.message.contains("memory of GPU 0"));
+        assert!(unknown.message.contains("set preConfiguredDeviceMemory"));
+        let set = with(MemorySource::Settings);
+        assert_eq!((set.is_true, set.reason), (false, "FromSettings"));
+        assert_eq!(with(MemorySource::Nvml).reason, "AllKnown");
+    }
+
     #[test]
     fn another_mig_manager_is_reported() {
         let bad = bad(&inventory(|_, _| {}), Some(&labelled(keys::MIG_CONFIG)));
@@ -357,9 +414,23 @@ mod tests {
         assert!(bad.contains_key("GpusUnhealthy"), "{bad:?}");
     }
 
+    /// Issue 12: during an upgrade of the driver the node offers nothing, and says why.
+    #[test]
+    fn while_the_driver_is_left_alone_nothing_is_offered() {
+        let paused = inventory(|inventory, _| {
+            inventory.pause = Some("the node has the label x".into());
+        });
+        let bad = bad(&paused, None);
+        for kind in ["Ready", REGISTERED] {
+            assert_eq!(bad[kind], "DriverUpgrade: the node has the label x");
+        }
+        assert!(bad.contains_key("GpusUnhealthy"), "{bad:?}");
+    }
+
     #[test]
     fn a_condition_keeps_the_time_of_its_last_change() {
-        let condition = |registration| registered(registration);
+        let inventory = inventory(|_, _| {});
+        let condition = |registration| registered(&inventory, registration);
         let (first, later) = (
             jiff::Timestamp::UNIX_EPOCH,
             jiff::Timestamp::from_second(60).unwrap(),

@@ -1,6 +1,6 @@
 //! The GPUs and their instances as published in the `GpuNode` object and the metrics. Pure.
 
-use domain::gpu::{Gpu, Instance};
+use domain::gpu::{Gpu, Instance, UsedShare};
 
 use crate::gpus::{
     instance::{Ownership, TrackedInstance},
@@ -30,10 +30,39 @@ fn gpu(inventory: &Inventory, state: &GpuState, max_shares: u32) -> Gpu {
         changing_to: inventory.state.changing_to(&surveyed.uuid),
         auto_mode: inventory.state.has_automatic_mode(state),
         unhealthy: inventory.unhealthy_reason(&surveyed.uuid),
-        max_shares,
+        // Without its size nobody can tell what is left of it: it is given whole.
+        max_shares: match surveyed.model.memory_mib {
+            0 => max_shares.min(1),
+            _ => max_shares,
+        },
         numa: surveyed.numa,
         instances: instances.map(|known| instance(state, known)).collect(),
+        used_shares: used_shares(inventory, &surveyed.uuid),
     }
+}
+
+/// The shares that the pods of the node claim of a GPU.
+fn used_shares(inventory: &Inventory, gpu: &str) -> Vec<UsedShare> {
+    let mut used = Vec::new();
+    for pod in inventory.state.pods.iter().flat_map(|pods| pods.values()) {
+        for container in &pod.claim.containers {
+            let shares = container.devices.iter().filter_map(|device| device.share());
+            used.extend(
+                shares
+                    .filter(|share| share.gpu == gpu)
+                    .map(|share| UsedShare {
+                        pod: pod.name.to_string(),
+                        pod_uid: pod.uid.clone(),
+                        container: container.name.clone(),
+                        kind: container.kind,
+                        memory_mib: share.mem,
+                        cores: share.cores,
+                    }),
+            );
+        }
+    }
+    used.sort_by(|a, b| (&a.pod, &a.container).cmp(&(&b.pod, &b.container)));
+    used
 }
 
 fn instance(gpu: &GpuState, tracked: &TrackedInstance) -> Instance {
@@ -75,5 +104,43 @@ fn reason(tracked: &TrackedInstance) -> Option<String> {
         }
         Ownership::Stuck { reason, .. } => Some(reason.clone()),
         Ownership::Foreign => Some("not created by Tessera".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use domain::claim::{ClaimedDevice, Share};
+
+    use super::*;
+    use crate::gpus::testing::{GPU, app, node};
+
+    /// Issue 12: who has a share of a GPU is published as it is for an instance.
+    #[test]
+    fn the_shares_of_a_gpu_are_published_with_their_pods() {
+        let with_share = |uid: &str, gpu: &str| {
+            let mut pod = app(uid, "1g.10gb", 0);
+            let share = Share {
+                gpu: gpu.into(),
+                mem: 3_000,
+                cores: 30,
+            };
+            pod.claim.containers[0].devices = vec![ClaimedDevice::HamiCore(share)];
+            pod
+        };
+        let pods = [
+            with_share("b", GPU),
+            with_share("a", GPU),
+            with_share("c", "GPU-2"),
+        ];
+        let inventory = Inventory {
+            state: node(&[], &pods),
+            ..Inventory::unsurveyed()
+        };
+        let gpus = published(&inventory, 10);
+        let shares = gpus[0].used_shares.iter();
+        let shares: Vec<_> = shares
+            .map(|share| (share.pod.as_str(), share.memory_mib, share.cores))
+            .collect();
+        assert_eq!(shares, [("n/a", 3_000, 30), ("n/b", 3_000, 30)]);
     }
 }

@@ -4,6 +4,8 @@ pub(crate) mod collector;
 pub(crate) mod conditions;
 pub(crate) mod events;
 pub(crate) mod gpus;
+pub(crate) mod own_object;
 pub(crate) mod pod_failure;
 pub(crate) mod publisher;
+pub(crate) mod setting_mistakes;
 pub(crate) mod status;

@@ -2,19 +2,23 @@
 
 use std::collections::BTreeMap;
 
-use domain::status::{Condition, GpuNodeStatus};
+use domain::{
+    config::NodeConfig,
+    status::{Condition, GpuNodeStatus},
+};
 use k8s_openapi::api::core::v1::Node;
 
 use crate::{
     gpus::inventory::Inventory,
     kubelet::registration::Registration,
-    publish::{conditions, gpus},
+    publish::{conditions, gpus, setting_mistakes},
 };
 
 /// The whole status. Conditions keep the time of their last change from those published `before`.
 pub(crate) fn status(
     inventory: &Inventory,
     node: Option<&Node>,
+    settings: &NodeConfig,
     max_shares: u32,
     registration: Registration,
     before: &[Condition],
@@ -26,7 +30,8 @@ pub(crate) fn status(
         models.entry(&model.name).or_insert(model);
     }
     let now = jiff::Timestamp::now();
-    let conditions = conditions::current(inventory, node, registration, &gpus);
+    let mut conditions = conditions::current(inventory, node, registration, &gpus);
+    conditions.push(setting_mistakes::condition(inventory, node, settings));
     let conditions = conditions.into_iter();
     GpuNodeStatus {
         mode: inventory.state.wanted_modes.node,
@@ -50,7 +55,14 @@ mod tests {
             (Registration::Ending, "AgentEnds"),
             (Registration::Registered, "Registered"),
         ] {
-            let status = status(&Inventory::unsurveyed(), None, 10, registration, &[]);
+            let status = status(
+                &Inventory::unsurveyed(),
+                None,
+                &NodeConfig::default(),
+                10,
+                registration,
+                &[],
+            );
             let is_registered = registration == Registration::Registered;
             assert_eq!(status.is_registered(), is_registered, "{registration:?}");
             let mut conditions = status.conditions.iter();

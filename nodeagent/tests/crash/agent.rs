@@ -99,6 +99,8 @@ fn child_process() {
         idle_ttl: Duration::ZERO,
         idle_limit: 0,
         filter: FilterDevices::default(),
+        memory_mib: None,
+        sysfs: "/sys".into(),
         // Another thread's calls would come between those that are counted.
         ignored_faults: "all".parse().unwrap(),
         reset_command: vec![],

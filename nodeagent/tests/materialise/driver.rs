@@ -48,6 +48,38 @@ fn a_call_that_hangs_is_reported_and_holds_up_nobody_who_asks() {
     });
 }
 
+/// Issue 12: while the GPU operator upgrades the driver, no session is open and nothing is offered.
+#[test]
+fn the_driver_is_left_alone_while_it_is_upgraded() {
+    alone(async |world: World| {
+        let gpus = world.provision("a100-80gb", 1, true);
+        let agent = world.agent();
+        agent.until("surveyed", |i| i.nvml_failure.is_none()).await;
+        let own = claim(&gpus[0], &offer("1g.10gb"), 6);
+        agent.nvml.set_pods(pods([("a", &own)]));
+        let devices = agent.nvml.ensure_devices("a", "main", TIMEOUT).await;
+        assert_eq!(devices.unwrap().len(), 1);
+        agent.nvml.set_pause(Some("upgrade".to_owned()));
+        agent.until("paused", |i| i.pause.is_some()).await;
+        assert_eq!(world.store().sessions(), 0);
+        let reason = agent.nvml.inventory().borrow().unhealthy_reason(&gpus[0]);
+        assert_eq!(reason.as_deref(), Some("upgrade"));
+        let blocked = agent.nvml.ensure_devices("a", "main", TIMEOUT).await;
+        assert_eq!(blocked.unwrap_err().to_string(), "upgrade");
+        // The new driver knows none of the instances.
+        nvml_sim::reboot(&world.dir).unwrap();
+        agent.nvml.set_pause(None);
+        agent.until("back", |i| i.pause.is_none()).await;
+        let devices = agent.nvml.ensure_devices("a", "main", TIMEOUT).await;
+        assert_eq!(devices.unwrap().len(), 1);
+        // One that starts meanwhile does not open the driver, and one that ends does not open it again.
+        agent.nvml.set_pause(Some("upgrade".to_owned()));
+        agent.until("paused", |i| i.pause.is_some()).await;
+        agent.end().await;
+        assert_eq!(world.store().sessions(), 0);
+    });
+}
+
 #[test]
 fn a_driver_that_was_replaced_ends_the_agent_and_a_dead_session_is_opened_again() {
     alone(async |world: World| {

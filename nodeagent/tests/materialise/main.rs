@@ -5,6 +5,7 @@ mod driver;
 mod faults;
 mod instances;
 mod modes;
+mod odd_gpus;
 mod processes;
 #[path = "../support/mod.rs"]
 mod support;

@@ -92,6 +92,8 @@ impl World {
             idle_ttl: Duration::ZERO,
             idle_limit: 8,
             filter: FilterDevices::default(),
+            memory_mib: None,
+            sysfs: self.dir.join("sys"),
             ignored_faults: "".parse().unwrap(),
             reset_command: processes::reset_command(),
             // The pods here have short names, which some process on the machine could have, too.

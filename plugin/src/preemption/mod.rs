@@ -8,10 +8,14 @@
 //! disruption budgets.
 //!
 //! Where no pod has a lower priority, one pod that allows it (`nvidia.com/allow-restart`) is restarted
-//! elsewhere, if that alone makes the waiting pod fit ([`relocate`]).
+//! elsewhere, if that alone makes the waiting pod fit ([`relocate`]), not more often than [`limits`] allows.
+//!
+//! Nobody gives way, and nothing is reserved, but on nodes that kube-scheduler offered for the pod in its last
+//! attempt: these passed its other filters (selectors, affinity, taints, spread), and only Tessera refused them.
 
 mod evict;
+mod limits;
 mod relocate;
 pub(crate) mod run;
-mod select;
+pub(crate) mod select;
 pub(crate) mod verb;

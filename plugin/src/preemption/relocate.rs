@@ -2,8 +2,12 @@
 
 use std::collections::BTreeSet;
 
-use placement::{cluster::PodUid, relocation::find_relocation};
+use placement::{
+    cluster::{Cluster, PodInfo, PodUid},
+    relocation::find_relocation,
+};
 
+use super::limits::RelocationLimits;
 use crate::{context::Context, unschedulable::UnschedulablePod};
 
 /// The one pod whose restart makes the waiting pod fit, of those that allow it, and the node it leaves.
@@ -11,23 +15,43 @@ pub(super) async fn select_relocation(
     context: &Context,
     pod: &UnschedulablePod,
     spared: &BTreeSet<PodUid>,
+    limits: &RelocationLimits,
 ) -> Option<(String, PodUid)> {
-    let view = {
+    let (view, movable) = {
         let cluster = context.cluster.read();
-        let mut all = cluster.nodes().flat_map(|(name, _)| cluster.pods_on(name));
-        let any_movable = all.any(|uid| cluster.pod_info(uid).is_some_and(|info| info.movable));
-        any_movable.then(|| cluster.clone())?
+        let movable = movable_pods(&cluster, &pod.usable, spared, limits);
+        if movable.is_empty() {
+            return None;
+        }
+        (cluster.clone(), movable)
     };
-    let (demand, spared) = (pod.demand.clone(), spared.clone());
+    let (demand, usable) = (pod.demand.clone(), pod.usable.clone());
     let config = context.config.clone();
     // It tries every placement of every movable pod: not on a thread that answers kube-scheduler.
     let search = tokio::task::spawn_blocking(move || {
-        find_relocation(&view, &demand, &config, 1, |uid| {
-            let info = view.pod_info(uid);
-            !spared.contains(uid) && info.is_some_and(|info| info.movable && !info.ending)
+        let usable = |node: &str| usable.contains(node);
+        find_relocation(&view, &demand, &config, 1, usable, |uid| {
+            movable.contains(uid)
         })
     });
     let relocation = search.await.ok()??;
     let (uid, _) = relocation.moves.into_iter().next()?;
     Some((relocation.choice.node, uid))
+}
+
+/// The pods on these nodes that may be restarted now.
+fn movable_pods(
+    cluster: &Cluster,
+    nodes: &BTreeSet<String>,
+    spared: &BTreeSet<PodUid>,
+    limits: &RelocationLimits,
+) -> BTreeSet<PodUid> {
+    let pods = nodes.iter().flat_map(|node| cluster.pods_on(node));
+    let may_move = |info: &PodInfo| {
+        let controller = info.controller.as_ref();
+        info.movable && !info.ending && controller.is_some_and(|c| limits.allow_of(c))
+    };
+    pods.filter(|uid| !spared.contains(*uid) && cluster.pod_info(uid).is_some_and(may_move))
+        .map(str::to_owned)
+        .collect()
 }

@@ -7,11 +7,12 @@ use std::{
 
 use domain::{demand::Demand, pod::PodName};
 use kube::runtime::events::Recorder;
-use placement::cluster::PodUid;
+use placement::cluster::{PodInfo, PodUid};
 use tokio::sync::mpsc;
 
 use super::{
     evict::{self, Outcome, Reason},
+    limits::RelocationLimits,
     relocate::select_relocation,
     select::{departing_pods, select_victims},
 };
@@ -41,6 +42,7 @@ struct Preemptor {
     recorder: Recorder,
     /// The pods that were evicted of late, and when.
     evicted: HashMap<PodUid, Instant>,
+    limits: RelocationLimits,
 }
 
 /// For each pod in `unplaced`: evicts the cheapest victims, where there are any, for ever.
@@ -54,6 +56,7 @@ pub(crate) async fn run(
         context,
         unschedulable,
         evicted: HashMap::new(),
+        limits: RelocationLimits::default(),
     };
     while let Some(uid) = unplaced.recv().await {
         preemptor.preempt_for(&uid).await;
@@ -64,15 +67,16 @@ impl Preemptor {
     async fn preempt_for(&mut self, uid: &str) {
         self.evicted
             .retain(|_, at| at.elapsed() < EVICTION_VISIBLE_TIMEOUT);
+        self.limits.expire(Instant::now());
         let mut protected = BTreeSet::new();
         for _ in 0..MAX_ATTEMPTS {
-            let Some(pod) = self.unschedulable.get(uid) else {
+            let Some(pod) = self.unschedulable.tried_lately(uid) else {
                 return;
             };
             let Some(eviction) = self.select(uid, &pod, &protected).await else {
                 return;
             };
-            match self.evict_all(&pod.name, &eviction).await {
+            match self.evict_all(uid, &pod.name, &eviction).await {
                 None => return self.reserve(uid, &pod.demand, &eviction),
                 Some(victim) => protected.insert(victim),
             };
@@ -97,8 +101,11 @@ impl Preemptor {
                 victims,
                 reason: Reason::Preempted,
             }),
+            _ if !self.limits.allow_for(uid) => None,
             _ => {
-                let (node, victim) = select_relocation(&self.context, pod, protected).await?;
+                let limits = &self.limits;
+                let relocation = select_relocation(&self.context, pod, protected, limits);
+                let (node, victim) = relocation.await?;
                 Some(Eviction {
                     node,
                     victims: vec![victim],
@@ -109,19 +116,32 @@ impl Preemptor {
     }
 
     /// Evicts the victims in order; returns the first that a disruption budget protects, and stops there.
-    async fn evict_all(&mut self, pod: &PodName, eviction: &Eviction) -> Option<PodUid> {
+    async fn evict_all(
+        &mut self,
+        waiting: &str,
+        pod: &PodName,
+        eviction: &Eviction,
+    ) -> Option<PodUid> {
         let Eviction {
             node,
             victims,
             reason,
         } = eviction;
         for uid in victims {
-            let Some(victim) = self.name(uid) else {
+            let Some(PodInfo {
+                name: victim,
+                controller,
+                ..
+            }) = self.info(uid)
+            else {
                 continue;
             };
             match evict::evict(&self.context.client, &victim, uid).await {
                 Ok(Outcome::Evicted) => {
                     self.evicted.insert(uid.clone(), Instant::now());
+                    if let (Reason::Relocated, Some(controller)) = (reason, &controller) {
+                        self.limits.count(waiting, controller, Instant::now());
+                    }
                     let why = reason.as_str();
                     tracing::info!(%pod, %victim, node, reason = why, "Evicted a pod");
                     evict::report(&self.recorder, (&victim, uid), *reason, pod, node).await;
@@ -139,10 +159,9 @@ impl Preemptor {
         None
     }
 
-    /// The name of a pod that holds a claim.
-    fn name(&self, uid: &str) -> Option<PodName> {
-        let cluster = self.context.cluster.read();
-        Some(cluster.pod_info(uid)?.name.clone())
+    /// What is known of a pod that holds a claim.
+    fn info(&self, uid: &str) -> Option<PodInfo> {
+        self.context.cluster.read().pod_info(uid).cloned()
     }
 
     /// Reserves what becomes free for the pod, so that no other pod takes it, least of all the evicted ones.
@@ -156,7 +175,7 @@ impl Preemptor {
         let plan = cluster.plan_without(&eviction.node, demand, config, &departing);
         if let Ok(plan) = plan {
             let deadline = self.context.deadline(RESERVATION_TIMEOUT);
-            cluster.assume(uid, &eviction.node, plan.claim, deadline);
+            cluster.reserve(uid, &eviction.node, plan.claim, deadline);
         }
     }
 }

@@ -48,6 +48,16 @@ pub(super) fn departing_pods<'c>(
         .collect()
 }
 
+/// Whether pods on a node are departing, or could be made to for a pod of this priority.
+pub(crate) fn may_free(cluster: &Cluster, node: &str, priority: Option<i32>) -> bool {
+    let priority = priority.unwrap_or(i32::MIN);
+    let mut known = cluster
+        .pods_on(node)
+        .filter_map(|uid| cluster.pod_info(uid));
+    known.any(|info| info.ending || info.movable || info.priority < priority)
+        || cluster.releasing(node).next().is_some()
+}
+
 /// The node and the pods on it to evict; no pods where the departing ones free enough.
 pub(super) fn select_victims(
     cluster: &Cluster,
@@ -59,27 +69,22 @@ pub(super) fn select_victims(
 ) -> Option<(String, Vec<PodUid>)> {
     // A pod that may displace nobody still waits for those that are departing.
     let priority = pod.priority.unwrap_or(i32::MIN);
-    let nodes: Vec<&str> = if pod.nodes.is_empty() {
-        cluster.nodes().map(|(name, _)| name).collect()
-    } else {
-        pod.nodes.iter().map(String::as_str).collect()
-    };
     let mut best = None;
-    for node in nodes {
+    for node in &pod.usable {
         let departing = departing_pods(cluster, node, own, evicted);
         let candidates = displaceable_pods(cluster, node, priority, spared);
         let Some(set) = victims(cluster, node, &pod.demand, config, &candidates, &departing) else {
             continue;
         };
         if set.is_empty() {
-            return Some((node.to_owned(), set));
+            return Some((node.clone(), set));
         }
         let priority_of = |uid: &PodUid| cluster.pod_info(uid).map_or(0, |info| info.priority);
         let highest = set.iter().map(priority_of).max().unwrap_or(0);
         let sum: i64 = set.iter().map(|uid| i64::from(priority_of(uid))).sum();
         let cost = (highest, sum, set.len());
         if best.as_ref().is_none_or(|(known, _)| cost < *known) {
-            best = Some((cost, (node.to_owned(), set)));
+            best = Some((cost, (node.clone(), set)));
         }
     }
     best.map(|(_, found)| found)
@@ -114,6 +119,8 @@ pub(super) mod tests {
                 priority,
                 ending: false,
                 movable: false,
+                is_pinned: false,
+                controller: None,
             };
             cluster.set_pod_info(uid, info);
         }
@@ -130,7 +137,14 @@ pub(super) mod tests {
     fn nothing_more_is_evicted_while_departing_pods_free_enough() {
         let unschedulable = |priority| {
             let name = PodName::new("default", "p");
-            UnschedulablePod::new(name, demand("40000"), priority, [].iter())
+            let usable = BTreeSet::from(["n".to_owned()]);
+            UnschedulablePod::new(
+                name,
+                demand("40000"),
+                priority,
+                Some(BTreeSet::new()),
+                usable,
+            )
         };
         let (none, config) = (BTreeSet::new(), Config::default());
         let mut cluster = cluster();
@@ -158,5 +172,28 @@ pub(super) mod tests {
         };
         cluster.set_pod_info("b", info);
         assert_eq!(select(&cluster, Some(9), &none, &none), waits);
+    }
+
+    /// Issue 12: a node that kube-scheduler's own filters refused is of no use.
+    #[test]
+    fn nobody_is_evicted_on_a_node_that_was_not_offered_for_the_pod() {
+        let (cluster, none) = (cluster(), BTreeSet::new());
+        let select = |usable: &str| {
+            let name = PodName::new("default", "p");
+            let usable = BTreeSet::from([usable.to_owned()]);
+            let pod = UnschedulablePod::new(name, demand("40000"), Some(9), None, usable);
+            select_victims(&cluster, "u", &pod, &Config::default(), &none, &none)
+        };
+        assert!(select("n").is_some());
+        assert_eq!(select("m"), None);
+    }
+
+    #[test]
+    fn a_node_where_nothing_can_be_freed_is_not_remembered() {
+        let cluster = cluster();
+        assert!(may_free(&cluster, "n", Some(2)), "a has a lower priority");
+        assert!(!may_free(&cluster, "n", Some(1)));
+        assert!(!may_free(&cluster, "n", None));
+        assert!(!may_free(&cluster, "m", Some(9)));
     }
 }

@@ -8,7 +8,7 @@ use kube::ResourceExt;
 use nodeagent::kubelet::api::device_plugin::{AllocateRequest, ContainerAllocateRequest};
 use prost::Message;
 
-use super::{PodRun, containers::specs};
+use super::{containers::specs, pod_run::PodRun};
 use crate::hollow::{
     devices::{AllocationError, Request},
     plugins::{self, PluginError},

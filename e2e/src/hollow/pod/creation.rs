@@ -6,7 +6,7 @@ use k8s_openapi::api::core::v1::Container as ContainerSpec;
 use nodeagent::kubelet::api::device_plugin::{ContainerAllocateResponse, PreStartContainerRequest};
 use prost::Message;
 
-use super::PodRun;
+use super::pod_run::PodRun;
 use crate::hollow::{
     cdi::{self, UnresolvableDevice},
     devices::Allocation,

@@ -1,86 +1,28 @@
-//! A pod's life: it is admitted, its containers run as its policy wants, and it is removed when it is deleted.
+//! A pod's life after its admission: its containers run as its policy wants, and it is removed when it is deleted.
 
-use std::{
-    sync::{Arc, Mutex},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
-use daemon::pods;
 use domain::demand::ContainerKind;
-use k8s_openapi::api::core::v1::{Container as ContainerSpec, Pod};
+use k8s_openapi::api::core::v1::Container as ContainerSpec;
 use kube::{
     ResourceExt,
     api::{DeleteParams, Preconditions},
 };
-use serde_json::json;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    PodRun,
-    containers::{command_end, containers, specs},
+    containers::{command_end, specs},
+    pod_run::PodRun,
 };
-use crate::hollow::{
-    node::Node,
-    status::{Container, State, after_reboot, now, reported},
-};
-
-/// Admits a pod: allocates its device ids, then runs it in the background until `deleted` fires. `ended` fires when its
-/// phase is terminal, whoever wrote that: then its containers end (kubelet: `pod_workers.go`, `UpdatePod`).
-pub(in crate::hollow) async fn admit(
-    node: Arc<Node>,
-    pod: Pod,
-    deleted: CancellationToken,
-    ended: CancellationToken,
-) {
-    let status = pod.status.clone().unwrap_or_default();
-    let uid = pod.uid().unwrap_or_default();
-    let mut containers = containers(&pod);
-    let exists = |name: &str| node.container(&uid, name).exists();
-    let mut running = containers.iter().filter(|(_, c)| c.state.is_running());
-    if running.any(|(name, _)| !exists(name)) {
-        tracing::info!(
-            pod = pods::key(&pod),
-            "The node was rebooted: the containers of the pod are gone"
-        );
-        after_reboot(&pod, &mut containers);
-    }
-    let run = Arc::new(PodRun {
-        uid,
-        containers: Mutex::new(containers),
-        started: reported(status.start_time.as_ref()),
-        reporting: tokio::sync::Mutex::default(),
-        node,
-        pod,
-    });
-    if pods::is_over(&run.pod) {
-        run.release();
-        tokio::spawn(run.remove_when_deleted(deleted));
-        return;
-    }
-    let admitted = match status.start_time {
-        Some(_) => run.recognise(),
-        None if run.pod.metadata.deletion_timestamp.is_none() => run.allocate().await,
-        None => Ok(()),
-    };
-    if let Err(error) = admitted {
-        let words = error.to_string();
-        run.release();
-        tracing::warn!(pod = run.key(), words, "Pod not admitted");
-        let (reason, empty) = ("UnexpectedAdmissionError", json!([]));
-        run.write(
-            &json!({ "phase": "Failed", "reason": reason, "message": words,
-                "initContainerStatuses": empty, "containerStatuses": empty }),
-        )
-        .await;
-        tokio::spawn(run.remove_when_deleted(deleted));
-        return;
-    }
-    tokio::spawn(run.run_to_end(deleted, ended));
-}
+use crate::hollow::status::{Container, State, now};
 
 impl PodRun {
-    async fn run_to_end(self: Arc<Self>, deleted: CancellationToken, ended: CancellationToken) {
+    pub(super) async fn run_to_end(
+        self: Arc<Self>,
+        deleted: CancellationToken,
+        ended: CancellationToken,
+    ) {
         self.report().await;
         let worked = ended
             .run_until_cancelled(Box::pin(self.clone().run_containers()))
@@ -112,7 +54,7 @@ impl PodRun {
     }
 
     /// Removes the object as soon as somebody has deleted it: the API server leaves that to kubelet.
-    async fn remove_when_deleted(self: Arc<Self>, deleted: CancellationToken) {
+    pub(super) async fn remove_when_deleted(self: Arc<Self>, deleted: CancellationToken) {
         deleted.cancelled().await;
         let _ = std::fs::remove_dir_all(self.node.dir.join("containers").join(&self.uid));
         let params = DeleteParams {
@@ -135,7 +77,7 @@ impl PodRun {
         }
     }
 
-    fn release(&self) {
+    pub(super) fn release(&self) {
         self.node.with_devices(|devices| devices.release(&self.uid));
         self.node.save();
     }

@@ -1,91 +1,75 @@
-//! A pod of a hollow node, and what it reports.
+//! A pod of a hollow node, from its admission to its removal.
 
 mod allocation;
 mod containers;
 mod creation;
-pub(super) mod lifecycle;
+mod lifecycle;
+mod pod_run;
 
-use std::{
-    collections::BTreeMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::sync::{Arc, Mutex};
 
 use daemon::pods;
 use k8s_openapi::api::core::v1::Pod;
-use kube::{
-    Api, ResourceExt,
-    api::{Patch, PatchParams},
-};
-use serde_json::{Value, json};
+use kube::ResourceExt;
+use serde_json::json;
+use tokio_util::sync::CancellationToken;
 
+use self::{containers::containers, pod_run::PodRun};
 use super::{
     node::Node,
-    status::{Container, State, status},
+    status::{after_reboot, reported},
 };
 
-/// A pod that was admitted.
-struct PodRun {
+/// Admits a pod: allocates its device ids, then runs it in the background until `deleted` fires. `ended` fires when its
+/// phase is terminal, whoever wrote that: then its containers end (kubelet: `pod_workers.go`, `UpdatePod`).
+pub(super) async fn admit(
     node: Arc<Node>,
     pod: Pod,
-    uid: String,
-    started: String,
-    containers: Mutex<BTreeMap<String, Container>>,
-    /// Reports are written one at a time, so that no older one comes last.
-    reporting: tokio::sync::Mutex<()>,
-}
-
-impl PodRun {
-    fn key(&self) -> String {
-        pods::key(&self.pod)
+    deleted: CancellationToken,
+    ended: CancellationToken,
+) {
+    let status = pod.status.clone().unwrap_or_default();
+    let uid = pod.uid().unwrap_or_default();
+    let mut containers = containers(&pod);
+    let exists = |name: &str| node.container(&uid, name).exists();
+    let mut running = containers.iter().filter(|(_, c)| c.state.is_running());
+    if running.any(|(name, _)| !exists(name)) {
+        tracing::info!(
+            pod = pods::key(&pod),
+            "The node was rebooted: the containers of the pod are gone"
+        );
+        after_reboot(&pod, &mut containers);
     }
-
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Container>> {
-        self.containers
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+    let run = Arc::new(PodRun {
+        uid,
+        containers: Mutex::new(containers),
+        started: reported(status.start_time.as_ref()),
+        reporting: tokio::sync::Mutex::default(),
+        node,
+        pod,
+    });
+    if pods::is_over(&run.pod) {
+        run.release();
+        tokio::spawn(run.remove_when_deleted(deleted));
+        return;
     }
-
-    fn state(&self, name: &str) -> State {
-        self.lock()
-            .get(name)
-            .map_or_else(State::new, |container| container.state.clone())
-    }
-
-    fn change(&self, name: &str, change: impl FnOnce(&mut Container)) {
-        if let Some(container) = self.lock().get_mut(name) {
-            change(container);
-        }
-    }
-
-    fn api(&self) -> Api<Pod> {
-        Api::namespaced(
-            self.node.client.clone(),
-            &self.pod.namespace().unwrap_or_default(),
+    let admitted = match status.start_time {
+        Some(_) => run.recognise(),
+        None if run.pod.metadata.deletion_timestamp.is_none() => run.allocate().await,
+        None => Ok(()),
+    };
+    if let Err(error) = admitted {
+        let words = error.to_string();
+        run.release();
+        tracing::warn!(pod = run.key(), words, "Pod not admitted");
+        let (reason, empty) = ("UnexpectedAdmissionError", json!([]));
+        run.write(
+            &json!({ "phase": "Failed", "reason": reason, "message": words,
+                "initContainerStatuses": empty, "containerStatuses": empty }),
         )
+        .await;
+        tokio::spawn(run.remove_when_deleted(deleted));
+        return;
     }
-
-    async fn report(&self) {
-        let _one = self.reporting.lock().await;
-        let status = status(&self.pod, &self.lock(), &self.started);
-        self.write(&status).await;
-    }
-
-    async fn write(&self, status: &Value) {
-        let patch = Patch::Merge(json!({ "metadata": { "uid": self.uid }, "status": status }));
-        for pause in [100, 500, 2_000, 5_000] {
-            let written = self
-                .api()
-                .patch_status(&self.pod.name_any(), &PatchParams::default(), &patch)
-                .await;
-            match written {
-                Ok(_) => return,
-                Err(kube::Error::Api(status)) if status.is_not_found() || status.is_conflict() => {
-                    return;
-                }
-                Err(error) => tracing::warn!(pod = self.key(), %error, "Cannot report the status"),
-            }
-            tokio::time::sleep(Duration::from_millis(pause)).await;
-        }
-    }
+    tokio::spawn(run.run_to_end(deleted, ended));
 }

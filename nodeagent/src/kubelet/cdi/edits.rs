@@ -75,6 +75,13 @@ pub(crate) fn device_uuids(edits: &Value) -> Vec<String> {
     uuids.split(',').map(str::to_owned).collect()
 }
 
+/// A file system in memory of a bounded size that every user may write; it goes with the container.
+pub(crate) fn memory_mount(container: &str, mib: u32) -> Value {
+    let size = format!("size={mib}m");
+    json!({ "hostPath": "tmpfs", "containerPath": container, "type": "tmpfs",
+        "options": ["rw", "nosuid", "nodev", "noexec", size, "nr_inodes=1k", "mode=1777"] })
+}
+
 /// A bind mount, `ro` or `rw`.
 pub(crate) fn mount(host: &Path, container: &str, mode: &str) -> Value {
     json!({ "hostPath": host, "containerPath": container, "options": [mode, "nosuid", "nodev", "bind"] })

@@ -281,24 +281,79 @@ mod tests {
         assert_eq!(container_of(&spec), Some(container()));
     }
 
-    #[test]
-    fn a_share_gets_what_hami_core_expects() {
-        let (_dir, specs) = world();
-        let ids = ids(&["a"]);
-        std::fs::create_dir_all(specs.hook.join("vgpu")).unwrap();
-        std::fs::write(specs.hook.join("vgpu/libvgpu.so"), "").unwrap();
+    fn share_edits(specs: &CdiSpecs, limiter: share::Limiter) -> Value {
+        for file in ["libvgpu.so", "ld.so.preload"] {
+            std::fs::create_dir_all(specs.hook.join("vgpu")).unwrap();
+            std::fs::write(specs.hook.join("vgpu").join(file), "").unwrap();
+        }
         let share = Share {
             gpu: "GPU-1".into(),
             mem: 8_000,
             cores: 30,
         };
-        let container = container();
-        let edits = share::edits(&specs.driver, &specs.hook, &container, &[(&share, 0)]).unwrap();
-        specs.write(&ids, &container, edits).unwrap();
-        let edits = written_edits(&specs, &ids);
+        let ids = ids(&["a"]);
+        let shares = [(&share, 0)];
+        let edits = share::edits(&specs.driver, &specs.hook, &container(), &shares, limiter);
+        specs.write(&ids, &container(), edits.unwrap()).unwrap();
+        assert_eq!(specs.read(&ids).unwrap().devices, ["GPU-1"]);
+        written_edits(specs, &ids)
+    }
+
+    fn mounted(edits: &Value) -> Vec<&str> {
+        let mounts = edits["mounts"].as_array().unwrap().iter();
+        mounts
+            .filter_map(|mount| mount["containerPath"].as_str())
+            .collect()
+    }
+
+    #[test]
+    fn a_share_gets_what_hami_core_expects() {
+        let (_dir, specs) = world();
+        let edits = share_edits(&specs, share::Limiter::Preloaded);
         assert!(env(&edits).contains(&"CUDA_DEVICE_MEMORY_LIMIT_0=8000m"));
         assert!(env(&edits).contains(&"CUDA_DEVICE_SM_LIMIT=30"));
-        assert_eq!(edits["mounts"].as_array().unwrap().len(), 2);
-        assert_eq!(specs.read(&ids).unwrap().devices, ["GPU-1"]);
+        let vgpu = specs.hook.join("vgpu").display().to_string();
+        let library = format!("{vgpu}/libvgpu.so");
+        let cache = format!("CUDA_DEVICE_MEMORY_SHARED_CACHE={vgpu}/u.cache");
+        assert!(env(&edits).contains(&cache.as_str()));
+        assert_eq!(
+            mounted(&edits),
+            [
+                vgpu.as_str(),
+                "/tmp/vgpulock",
+                &library,
+                "/etc/ld.so.preload"
+            ]
+        );
+        let disabled = share_edits(&specs, share::Limiter::Disabled);
+        assert_eq!(
+            mounted(&disabled),
+            [vgpu.as_str(), "/tmp/vgpulock", &library]
+        );
+    }
+
+    /// Issue 12: the container's own directory fits any user, is bounded, and leaves nothing on the host; all containers
+    /// share one directory for the lock.
+    #[test]
+    fn the_directories_of_a_share_fit_a_user_who_is_not_root() {
+        use std::os::unix::fs::PermissionsExt;
+
+        let (_dir, specs) = world();
+        let edits = share_edits(&specs, share::Limiter::Preloaded);
+        let own = &edits["mounts"][0];
+        assert_eq!(own["type"], "tmpfs");
+        let options = own["options"].as_array().unwrap();
+        for option in ["rw", "mode=1777", "size=64m"] {
+            assert!(options.iter().any(|known| known == option), "{options:?}");
+        }
+        let lock = specs.hook.join("vgpu/lock");
+        assert_eq!(edits["mounts"][1]["hostPath"], lock.display().to_string());
+        let mode = std::fs::metadata(lock).unwrap().permissions().mode();
+        assert_eq!(mode & 0o7777, 0o777);
+        let left = std::fs::read_dir(specs.hook.join("vgpu")).unwrap().count();
+        assert_eq!(
+            left, 3,
+            "nothing of the container: the library, its list, the lock"
+        );
     }
 }
