@@ -8,7 +8,7 @@ mod client;
 pub mod cluster;
 pub mod error;
 pub mod hollow;
-mod http;
+pub mod http;
 pub mod image;
 pub mod leftovers;
 pub mod machine;

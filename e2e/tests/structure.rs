@@ -1,5 +1,7 @@
 //! The shape of the code: no import circle in any crate; `make sizes` prints how large files and functions are.
 
+#![allow(clippy::unwrap_used, reason = "tests")]
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,

@@ -42,7 +42,7 @@ pub(crate) async fn the_pod_of_the_seed_gets_two_instances_and_leaves_none(
     let table = world
         .tessera
         .cluster
-        .kubectl(&["get", "gpunodes", REAL])
+        .kubectl(&["get", "gpunodes", REAL, "-o", "wide"])
         .await?;
     ensure!(table.contains("=default/seed"), "{table}");
     world

@@ -8,6 +8,7 @@ mod many;
 mod namespaces;
 mod placement;
 mod specs;
+mod two_plugins;
 pub(crate) mod world;
 
 use std::pin::Pin;
@@ -51,6 +52,7 @@ pub(crate) const SCENARIOS: &[(&str, Scenario)] = scenarios![
     life::no_pod_fails_while_an_agent_is_restarted_in_order,
     life::a_restarted_kubelet_finds_devices_and_pods_as_they_were,
     life::a_restarted_plugin_knows_every_claim,
+    two_plugins::two_plugins_hold_no_slot_twice,
     life::nothing_changes_while_the_api_server_is_away,
     life::a_rebooted_node_comes_back_by_itself,
     life::a_node_that_lost_a_gpu_over_a_reboot_runs_the_pods_of_the_others,
