@@ -91,15 +91,20 @@ mod tests {
 
     fn spec(spec: Value) -> PodSpec {
         let mut whole = json!({ "containers": [] });
-        for (key, value) in spec.as_object().unwrap() {
-            whole[key] = value.clone();
+        let Value::Object(fields) = spec else {
+            panic!("{spec}")
+        };
+        for (key, value) in fields {
+            whole[key] = value;
         }
         serde_json::from_value(whole).unwrap()
     }
 
     fn required(terms: Value) -> PodSpec {
-        spec(json!({ "affinity": { "nodeAffinity": {
-            "requiredDuringSchedulingIgnoredDuringExecution": { "nodeSelectorTerms": terms } } } }))
+        let mut affinity = json!({});
+        affinity["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"] =
+            terms;
+        spec(json!({ "affinity": affinity }))
     }
 
     fn labels() -> BTreeMap<String, String> {
@@ -122,7 +127,7 @@ mod tests {
         };
         let no = json!({ "matchExpressions": [{ "key": "pool", "operator": "DoesNotExist" }] });
         let yes = json!({ "matchExpressions": [{ "key": "pool", "operator": "Exists" }] });
-        for (spec, admitted) in [
+        for (spec, admitted) in vec![
             (spec(json!({})), true),
             (spec(json!({ "nodeName": "n" })), true),
             (spec(json!({ "nodeName": "m" })), false),
