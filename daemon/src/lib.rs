@@ -4,6 +4,7 @@ pub mod admin;
 pub mod args;
 pub mod gpu_node;
 pub mod metrics;
+pub mod node_affinity;
 pub mod pods;
 pub mod ready;
 pub mod serve;

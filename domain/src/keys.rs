@@ -31,6 +31,13 @@ pub const FREED: &str = "tessera.dev/freed";
 /// Pod annotation: the [`Claim`](crate::claim::Claim), written by the binding.
 pub const CLAIM: &str = "tessera.dev/claim";
 
+/// Namespace label: with value [`IGNORE`] the namespace's pods are left alone. Read by the API server (`manifests/admission`).
+pub const WEBHOOK: &str = "tessera.dev/webhook";
+/// `HAMi`'s name of [`WEBHOOK`], which counts on namespaces only.
+pub const HAMI_WEBHOOK: &str = "hami.io/webhook";
+/// The value of [`WEBHOOK`] that exempts.
+pub const IGNORE: &str = "ignore";
+
 /// API group of `GpuNode`.
 pub const GROUP: &str = "tessera.dev";
 /// Node label that sets the layout for NVIDIA's MIG manager; where it is present, another manager may change instances.

@@ -6,8 +6,8 @@ use crate::{
     config::Config,
     demand::{ContainerDemand, ContainerKind, Demand, GpuSelector, Memory, Policy},
     keys::{
-        ALLOW_LARGER, GPU_POLICY, NODE, NODE_POLICY, NOUSE_GPUTYPE, NOUSE_GPUUUID, USE_GPUTYPE,
-        USE_GPUUUID, VGPU_MODE, VGPU_MODE_BY,
+        ALLOW_LARGER, ALLOW_RESTART, GPU_POLICY, NODE, NODE_POLICY, NOUSE_GPUTYPE, NOUSE_GPUUUID,
+        USE_GPUTYPE, USE_GPUUUID, VGPU_MODE, VGPU_MODE_BY,
     },
     mode::{ChosenBy, UnknownMode, VgpuMode},
     quantity::{self, QuantityError, Unit},
@@ -90,6 +90,31 @@ pub enum DemandError {
         value: String,
     },
 }
+
+impl PodRequest {
+    /// Whether the pod says nothing but a number of GPUs, as a pod written for NVIDIA's own device plugin does.
+    pub fn is_count_only(&self, config: &Config) -> bool {
+        let sharing = &config.resource_names()[1..];
+        let mut resources = self.containers.iter().flat_map(|c| c.resources.keys());
+        !resources.any(|name| sharing.contains(&name.as_str()))
+            && !SHARING_ANNOTATIONS
+                .iter()
+                .any(|key| self.annotations.contains_key(*key))
+    }
+}
+
+/// Annotations that mean nothing to NVIDIA's device plugin.
+const SHARING_ANNOTATIONS: [&str; 9] = [
+    VGPU_MODE,
+    USE_GPUTYPE,
+    NOUSE_GPUTYPE,
+    USE_GPUUUID,
+    NOUSE_GPUUUID,
+    NODE_POLICY,
+    GPU_POLICY,
+    ALLOW_LARGER,
+    ALLOW_RESTART,
+];
 
 impl Demand {
     /// Reads the demand of a pod; `None` when it asks for none of the resources.
@@ -314,6 +339,27 @@ mod tests {
             (cores.containers[0].memory, cores.containers[0].cores),
             (Memory::Mib(1), 30)
         );
+    }
+
+    /// Issue 12, A11.
+    #[test]
+    fn a_pod_that_says_nothing_but_a_number_is_count_only() {
+        let gpu = ("nvidia.com/gpu", "1");
+        for (resources, annotations, count_only) in [
+            (vec![gpu, ("cpu", "1")], vec![("note", "mine")], true),
+            (vec![gpu, ("nvidia.com/gpumem", "1")], vec![], false),
+            (vec![gpu, ("nvidia.com/gpucores", "1")], vec![], false),
+            (
+                vec![gpu, ("nvidia.com/gpumem-percentage", "100")],
+                vec![],
+                false,
+            ),
+            (vec![gpu], vec![(VGPU_MODE, "mig")], false),
+            (vec![gpu], vec![(USE_GPUTYPE, "A100")], false),
+        ] {
+            let pod = pod(&resources, &annotations);
+            assert_eq!(pod.is_count_only(&Config::default()), count_only, "{pod:?}");
+        }
     }
 
     #[test]

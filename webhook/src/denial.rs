@@ -1,7 +1,7 @@
 //! Which pods are denied, and in which words.
 
 use domain::{keys, request::DemandError};
-use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
+use k8s_openapi::api::core::v1::{Pod, PodSpec};
 use kube::ResourceExt;
 
 /// Why a pod is denied: one sentence for its author, with the way to write it right.
@@ -19,12 +19,6 @@ pub(crate) enum Denial {
          use nodeSelector kubernetes.io/hostname: {0} instead"
     )]
     NodeName(String),
-    /// No device list restricts a privileged container.
-    #[error(
-        "container {0:?} is privileged and would see every GPU of its node; \
-         remove securityContext.privileged or the pod's GPU resources"
-    )]
-    Privileged(String),
 }
 
 /// Denies a pod whose author wrote an annotation of Tessera.
@@ -36,18 +30,11 @@ pub(crate) fn check_annotations(pod: &Pod) -> Result<(), Denial> {
     }
 }
 
-/// Denies a GPU pod that bypasses the scheduler or the limits of its devices.
-pub(crate) fn check_bypasses(spec: &PodSpec) -> Result<(), Denial> {
-    if let Some(node) = spec.node_name.as_deref().filter(|name| !name.is_empty()) {
-        return Err(Denial::NodeName(node.to_owned()));
-    }
-    let privileged = |container: &&Container| {
-        let context = container.security_context.as_ref();
-        context.and_then(|context| context.privileged) == Some(true)
-    };
-    let inits = spec.init_containers.iter().flatten();
-    match inits.chain(&spec.containers).find(privileged) {
-        Some(container) => Err(Denial::Privileged(container.name.clone())),
-        None => Ok(()),
+/// Denies a GPU pod that bypasses the scheduler. Privileged containers are refused by the policy `tessera-devices`,
+/// which knows the namespace's labels.
+pub(crate) fn check_node_name(spec: &PodSpec) -> Result<(), Denial> {
+    match spec.node_name.as_deref() {
+        None | Some("") => Ok(()),
+        Some(node) => Err(Denial::NodeName(node.to_owned())),
     }
 }

@@ -5,10 +5,11 @@
 //! ```
 //!
 //! It is stateless: `mutate` is a function of the pod and the view of the cluster, which the plugin's
-//! watches keep up to date. Any number of replicas can serve.
+//! watches and one of nodes keep up to date. Any number of replicas can serve.
 
 pub mod args;
 mod denial;
+mod gpu_nodes;
 mod metrics;
 mod mutate;
 mod review;
@@ -24,10 +25,11 @@ use daemon::{
     tasks::Tasks,
     tls::Certificate,
 };
+use domain::config::Config;
 use kube::Client;
 use plugin::{shared_cluster::SharedCluster, watches};
 
-use crate::{args::Args, metrics::Metrics, server::Server};
+use crate::{args::Args, gpu_nodes::SharedGpuNodes, metrics::Metrics, server::Server};
 
 /// Runs the webhook until a signal.
 pub async fn run(args: Args) -> anyhow::Result<()> {
@@ -52,6 +54,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     let mut registry = daemon::metrics::registry("webhook");
     let metrics = Metrics::register(&mut registry);
     let cluster = SharedCluster::new(config.placement.rule());
+    let gpu_nodes = SharedGpuNodes::default();
     let certificate = Certificate::empty();
     let settings = certs::settings::Settings {
         namespace,
@@ -62,7 +65,8 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     };
 
     let mut tasks = Tasks::new(token.clone());
-    spawn_watches(&mut tasks, &client, &cluster, &readiness);
+    let view = (&cluster, &gpu_nodes);
+    spawn_watches(&mut tasks, &client, view, &config, &readiness);
     tasks.spawn_loop("certificate", {
         let install = installer(certificate.clone(), readiness.latch("certificate"));
         certs::rotate::run(client, settings, install)
@@ -73,6 +77,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     );
     let server = Arc::new(Server {
         cluster,
+        gpu_nodes,
         config,
         metrics,
     });
@@ -91,9 +96,19 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
 fn spawn_watches(
     tasks: &mut Tasks,
     client: &Client,
-    cluster: &SharedCluster,
+    (cluster, gpu_nodes): (&SharedCluster, &SharedGpuNodes),
+    config: &Config,
     readiness: &Readiness,
 ) {
+    tasks.spawn_loop("nodes", {
+        let (client, resource) = (client.clone(), config.resource_count_name.clone());
+        gpu_nodes::watch(
+            client,
+            gpu_nodes.clone(),
+            resource,
+            readiness.latch("nodes"),
+        )
+    });
     let latch = readiness.latch("pods");
     let pods = watches::pods(client.clone(), cluster.clone(), latch, |_| {});
     tasks.spawn_loop("pods", pods);
@@ -117,5 +132,30 @@ fn installer(
             latch.release();
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::Value;
+
+    /// Issue 12, A12: what the webhook leaves alone, the policy of devices does not refuse.
+    #[test]
+    fn the_same_namespaces_are_exempt_from_webhook_and_policy() {
+        let text = include_str!("../../manifests/admission/webhook-configuration.yaml");
+        let webhooks: Value = serde_saphyr::from_str(text).unwrap();
+        let exempt = &webhooks["webhooks"][0]["namespaceSelector"];
+        let text = include_str!("../../manifests/admission/policies.yaml");
+        let policies: Vec<Value> = serde_saphyr::from_multiple(text).unwrap();
+        let mut policies = policies.iter();
+        let devices = policies.find(|policy| policy["metadata"]["name"] == "tessera-devices");
+        let constraints = &devices.unwrap()["spec"]["matchConstraints"];
+        assert_eq!(&constraints["namespaceSelector"], exempt);
+        let names = &exempt["matchExpressions"][0]["values"];
+        let names: Vec<_> = names.as_array().unwrap().iter().collect();
+        assert!(
+            !names.iter().any(|name| *name == "kube-system"),
+            "{names:?}"
+        );
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use daemon::pods;
+use daemon::{node_affinity::exclude_label, pods};
 use domain::{config::Config, demand::Demand, keys, mode::ChosenBy};
 use k8s_openapi::{
     api::core::v1::{Container, Pod, PodSpec},
@@ -12,12 +12,24 @@ use kube::ResourceExt;
 use placement::cluster::Cluster;
 
 use crate::{
-    denial::{Denial, check_annotations, check_bypasses},
+    denial::{Denial, check_annotations, check_node_name},
+    gpu_nodes::{GpuNodes, Supplier},
     visible_devices::{asks_for_devices, hide_devices, warning},
 };
 
 /// Name that the API server fills in where the pod's author names no scheduler.
 const DEFAULT_SCHEDULER: &str = "default-scheduler";
+
+/// What a pod is admitted by.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct View<'a> {
+    /// Tessera's GPUs and who has them.
+    pub(crate) cluster: &'a Cluster,
+    /// The nodes with GPUs, also those that Tessera does not manage.
+    pub(crate) gpu_nodes: &'a GpuNodes,
+    /// The settings.
+    pub(crate) config: &'a Config,
+}
 
 /// Warnings for the pod's author, printed by kubectl.
 pub(crate) type Warnings = Vec<String>;
@@ -26,14 +38,12 @@ pub(crate) type Warnings = Vec<String>;
 ///
 /// It reserves nothing, so a dry run gives the same answer. A pod without GPU resources only loses its
 /// own `NVIDIA_VISIBLE_DEVICES`.
-pub(crate) fn mutate(
-    mut pod: Pod,
-    cluster: &Cluster,
-    config: &Config,
-) -> Result<(Pod, Warnings), Denial> {
+pub(crate) fn mutate(mut pod: Pod, view: View<'_>) -> Result<(Pod, Warnings), Denial> {
     check_annotations(&pod)?;
-    let demand = Demand::read(&pods::request(&pod), config)?;
-    let mut warnings = Warnings::new();
+    let config = view.config;
+    let request = pods::request(&pod);
+    let demand = Demand::read(&request, config)?;
+    let mut warnings: Warnings = label_warning(&pod).into_iter().collect();
     let spec = pod.spec.get_or_insert_default();
     let Some(demand) = demand else {
         for container in containers(spec) {
@@ -44,7 +54,10 @@ pub(crate) fn mutate(
         }
         return Ok((pod, warnings));
     };
-    check_bypasses(spec)?;
+    if request.is_count_only(config) && leave_to_others(spec, view, &mut warnings) {
+        return Ok((pod, warnings));
+    }
+    check_node_name(spec)?;
     for container in containers(spec) {
         if asks_for_devices(container) {
             warnings.push(warning(container));
@@ -64,8 +77,43 @@ pub(crate) fn mutate(
         return Ok((pod, warnings));
     }
     spec.scheduler_name = Some(keys::SCHEDULER.to_owned());
-    write_hint(&mut pod, &demand, cluster, config);
+    write_hint(&mut pod, &demand, view);
     Ok((pod, warnings))
+}
+
+/// Leaves a pod to the device plugin of other GPU nodes than Tessera's, where the cluster has such nodes that will do;
+/// keeps it away from Tessera's then.
+fn leave_to_others(spec: &mut PodSpec, view: View<'_>, warnings: &mut Warnings) -> bool {
+    if spec.scheduler_name.as_deref() == Some(keys::SCHEDULER) {
+        return false;
+    }
+    let has_gpu_node = |name: &str| view.cluster.node(name).is_some();
+    match view.gpu_nodes.supplier(spec, has_gpu_node) {
+        Supplier::Tessera => false,
+        Supplier::Other => true,
+        Supplier::OtherIfFenced => {
+            exclude_label(spec, keys::VGPU_MODE);
+            let [count, _, percent, _] = view.config.resource_names();
+            warnings.push(format!(
+                "{count} alone is left to the GPU nodes that Tessera does not manage; for a GPU managed by Tessera \
+                 add the limit {percent}: 100 or the annotation {}",
+                keys::VGPU_MODE
+            ));
+            true
+        }
+    }
+}
+
+/// A warning where the pod has the label by which `HAMi` leaves a pod alone: any tenant could set it.
+fn label_warning(pod: &Pod) -> Option<String> {
+    let value = pod.labels().get(keys::HAMI_WEBHOOK)?;
+    (value == keys::IGNORE).then(|| {
+        format!(
+            "label {}={value} of a pod has no effect; an admin may label its namespace {}={value}",
+            keys::HAMI_WEBHOOK,
+            keys::WEBHOOK
+        )
+    })
 }
 
 fn containers(spec: &mut PodSpec) -> impl Iterator<Item = &mut Container> {
@@ -100,8 +148,8 @@ fn fill_in_limits(container: &mut Container, count: u32, config: &Config) {
 }
 
 /// Writes the node and the mode that the plugin would choose now, and who chose the mode.
-fn write_hint(pod: &mut Pod, demand: &Demand, cluster: &Cluster, config: &Config) {
-    let choice = plugin::hint::best_node(cluster, demand, config);
+fn write_hint(pod: &mut Pod, demand: &Demand, view: View<'_>) {
+    let choice = plugin::hint::best_node(view.cluster, demand, view.config);
     let annotations = pod.annotations_mut();
     let mut write = |key: &str, value: String| annotations.insert(key.to_owned(), value);
     if demand.mode.is_some() {
@@ -120,6 +168,7 @@ fn write_hint(pod: &mut Pod, demand: &Demand, cluster: &Cluster, config: &Config
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::gpu_nodes;
     use domain::{fixtures, mode::VgpuMode};
     use serde_json::{Value, json};
 
@@ -140,12 +189,28 @@ mod tests {
     }
 
     fn done(limits: &Value, more: &Value) -> (Value, Warnings) {
-        let (pod, warnings) = mutate(pod(limits, more), &cluster(), &Config::default()).unwrap();
+        done_beside(&GpuNodes::default(), limits, more)
+    }
+
+    /// In a cluster with these nodes.
+    fn done_beside(gpu_nodes: &GpuNodes, limits: &Value, more: &Value) -> (Value, Warnings) {
+        let (cluster, config) = (cluster(), Config::default());
+        let view = View {
+            cluster: &cluster,
+            gpu_nodes,
+            config: &config,
+        };
+        let (pod, warnings) = mutate(pod(limits, more), view).unwrap();
         (serde_json::to_value(pod).unwrap(), warnings)
     }
 
     fn denied(limits: &Value, more: &Value) -> String {
-        let result = mutate(pod(limits, more), &cluster(), &Config::default());
+        let view = View {
+            cluster: &cluster(),
+            gpu_nodes: &GpuNodes::default(),
+            config: &Config::default(),
+        };
+        let result = mutate(pod(limits, more), view);
         result.unwrap_err().to_string()
     }
 
@@ -255,6 +320,70 @@ mod tests {
         }
     }
 
+    /// Issue 12, A11.
+    #[test]
+    fn a_pod_of_gpus_alone_is_left_to_other_gpu_nodes() {
+        let label = json!({ "nvidia.com/vgpu-mode": "mig" });
+        let nodes = gpu_nodes::tests::nodes(&[
+            ("mig", label, Some("20")),
+            ("l4", json!({ "gpu": "l4" }), Some("8")),
+        ]);
+        let all = json!([{ "name": "NVIDIA_VISIBLE_DEVICES", "value": "all" }]);
+        let pinned = json!({ "spec": { "nodeSelector": { "gpu": "l4" },
+            "containers": [{ "name": "c", "env": all, "resources": { "limits": { GPU: "1" } } }] } });
+        let (left, warnings) = done_beside(&nodes, &json!({}), &pinned);
+        let untouched = serde_json::to_value(pod(&json!({}), &pinned)).unwrap();
+        assert_eq!((left, warnings), (untouched, vec![]));
+
+        let (left, warnings) = done_beside(&nodes, &json!({ GPU: "1" }), &json!({}));
+        let terms = json!([{ "matchExpressions": [{ "key": "nvidia.com/vgpu-mode", "operator": "DoesNotExist" }] }]);
+        let mut fenced = serde_json::to_value(pod(&json!({ GPU: "1" }), &json!({}))).unwrap();
+        fenced["spec"]["affinity"] = json!({ "nodeAffinity": {
+            "requiredDuringSchedulingIgnoredDuringExecution": { "nodeSelectorTerms": terms } } });
+        assert_eq!(left, fenced);
+        assert_eq!(
+            warnings,
+            [
+                "nvidia.com/gpu alone is left to the GPU nodes that Tessera does not manage; for a GPU managed by Tessera add the limit nvidia.com/gpumem-percentage: 100 or the annotation nvidia.com/vgpu-mode"
+            ]
+        );
+
+        for (limits, more) in [
+            (
+                json!({ GPU: "1", "nvidia.com/gpumem-percentage": "100" }),
+                json!({}),
+            ),
+            (
+                json!({ GPU: "1" }),
+                json!({ "metadata": { "annotations": { "nvidia.com/vgpu-mode": "mig" } } }),
+            ),
+            (
+                json!({ GPU: "1" }),
+                json!({ "spec": { "schedulerName": "tessera-scheduler" } }),
+            ),
+        ] {
+            let (pod, _) = done_beside(&nodes, &limits, &more);
+            assert_eq!(
+                pod["spec"]["schedulerName"], "tessera-scheduler",
+                "{limits} {more}"
+            );
+        }
+    }
+
+    /// Issue 12, A12: a tenant could set it.
+    #[test]
+    fn a_label_of_a_pod_exempts_nothing_and_a_warning_says_so() {
+        let ignored = json!({ "metadata": { "labels": { "hami.io/webhook": "ignore" } } });
+        let (pod, warnings) = done(&json!({ GPU: "1", MEM: "9000" }), &ignored);
+        assert_eq!(pod["spec"]["schedulerName"], "tessera-scheduler");
+        assert_eq!(
+            warnings,
+            [
+                "label hami.io/webhook=ignore of a pod has no effect; an admin may label its namespace tessera.dev/webhook=ignore"
+            ]
+        );
+    }
+
     #[test]
     fn another_scheduler_is_the_users_affair() {
         let (pod, warnings) = done(
@@ -296,14 +425,9 @@ mod tests {
                 "annotation tessera.dev/claim is reserved for Tessera; remove it",
             ),
             (
-                gpu.clone(),
+                gpu,
                 json!({ "spec": { "nodeName": "n7" } }),
                 "spec.nodeName \"n7\" bypasses the scheduler, so the pod would get no GPU; use nodeSelector kubernetes.io/hostname: n7 instead",
-            ),
-            (
-                gpu,
-                json!({ "spec": { "initContainers": [{ "name": "i", "securityContext": { "privileged": true } }] } }),
-                "container \"i\" is privileged and would see every GPU of its node; remove securityContext.privileged or the pod's GPU resources",
             ),
         ] {
             assert_eq!(denied(&limits, &more), sentence);

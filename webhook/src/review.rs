@@ -1,6 +1,5 @@
 //! `AdmissionReview` in, `AdmissionReview` out (`admission.k8s.io/v1`). Pure.
 
-use domain::config::Config;
 use k8s_openapi::api::core::v1::Pod;
 use kube::core::{
     DynamicObject,
@@ -9,9 +8,11 @@ use kube::core::{
         Operation, SerializePatchError,
     },
 };
-use placement::cluster::Cluster;
 
-use crate::{metrics::Outcome, mutate::mutate};
+use crate::{
+    metrics::Outcome,
+    mutate::{View, mutate},
+};
 
 /// A body that is no review of a pod.
 #[derive(Debug, thiserror::Error)]
@@ -32,13 +33,9 @@ enum PatchError {
 }
 
 /// Answers the body of a request.
-pub(crate) fn review(
-    body: &[u8],
-    cluster: &Cluster,
-    config: &Config,
-) -> (AdmissionReview<DynamicObject>, Outcome) {
+pub(crate) fn review(body: &[u8], view: View<'_>) -> (AdmissionReview<DynamicObject>, Outcome) {
     let (response, outcome) = match parse(body) {
-        Ok(request) => admit(&request, cluster, config),
+        Ok(request) => admit(&request, view),
         Err(error) => (
             AdmissionResponse::invalid(format!("not a review of a pod: {error}")),
             Outcome::invalid,
@@ -52,16 +49,12 @@ fn parse(body: &[u8]) -> Result<AdmissionRequest<Pod>, InvalidReview> {
     Ok(review.try_into()?)
 }
 
-fn admit(
-    request: &AdmissionRequest<Pod>,
-    cluster: &Cluster,
-    config: &Config,
-) -> (AdmissionResponse, Outcome) {
+fn admit(request: &AdmissionRequest<Pod>, view: View<'_>) -> (AdmissionResponse, Outcome) {
     let mut response = AdmissionResponse::from(request);
     let (Operation::Create, Some(pod)) = (&request.operation, &request.object) else {
         return (response, Outcome::unchanged);
     };
-    let (mutated, warnings) = match mutate(pod.clone(), cluster, config) {
+    let (mutated, warnings) = match mutate(pod.clone(), view) {
         Ok(result) => result,
         Err(denial) => return (response.deny(denial.to_string()), Outcome::refused),
     };
@@ -91,7 +84,9 @@ fn patch(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use domain::{fixtures, mode::VgpuMode};
+    use crate::gpu_nodes::GpuNodes;
+    use domain::{config::Config, fixtures, mode::VgpuMode};
+    use placement::cluster::Cluster;
     use serde_json::{Value, json};
 
     fn cluster() -> Cluster {
@@ -99,6 +94,15 @@ mod tests {
         let node = fixtures::node("n1", &fixtures::a100_80gb(), 2, VgpuMode::Mig);
         cluster.apply_node("n1", node);
         cluster
+    }
+
+    fn answer(body: &[u8]) -> (AdmissionReview<DynamicObject>, Outcome) {
+        let view = View {
+            cluster: &cluster(),
+            gpu_nodes: &GpuNodes::default(),
+            config: &Config::default(),
+        };
+        review(body, view)
     }
 
     fn ask(operation: &str, pod: &Value) -> Vec<u8> {
@@ -121,7 +125,7 @@ mod tests {
 
     #[test]
     fn the_patch_makes_the_pod_ours_and_touches_nothing_else() {
-        let (answer, outcome) = review(&ask("CREATE", &seed()), &cluster(), &Config::default());
+        let (answer, outcome) = answer(&ask("CREATE", &seed()));
         assert_eq!(outcome, Outcome::changed);
         // kube writes the patch as an array of bytes, which Go's decoder takes for []byte.
         let wire = serde_json::to_value(&answer).unwrap();
@@ -146,7 +150,7 @@ mod tests {
     fn a_denial_is_one_sentence() {
         let mut pod = seed();
         pod["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/gpumem"] = json!("8Gi");
-        let (answer, outcome) = review(&ask("CREATE", &pod), &cluster(), &Config::default());
+        let (answer, outcome) = answer(&ask("CREATE", &pod));
         assert_eq!(outcome, Outcome::refused);
         let response = answer.response.unwrap();
         assert!(!response.allowed);
@@ -158,7 +162,7 @@ mod tests {
 
     #[test]
     fn only_the_creation_of_pods_is_of_interest() {
-        let (answer, outcome) = review(&ask("UPDATE", &seed()), &cluster(), &Config::default());
+        let (answer, outcome) = answer(&ask("UPDATE", &seed()));
         assert_eq!(outcome, Outcome::unchanged);
         assert!(answer.response.unwrap().patch.is_none());
     }
@@ -166,7 +170,7 @@ mod tests {
     #[test]
     fn what_is_no_review_is_refused_in_words() {
         for body in [&b"junk"[..], b"{}", b"[1]"] {
-            let (answer, outcome) = review(body, &cluster(), &Config::default());
+            let (answer, outcome) = answer(body);
             assert_eq!(outcome, Outcome::invalid);
             let response = answer.response.unwrap();
             assert!(!response.allowed);

@@ -7,7 +7,7 @@ use domain::config::Config;
 use hyper::{Method, Request, Response, StatusCode, body::Incoming};
 use plugin::shared_cluster::SharedCluster;
 
-use crate::{metrics::Metrics, review::review};
+use crate::{gpu_nodes::SharedGpuNodes, metrics::Metrics, mutate::View, review::review};
 
 /// Largest request: etcd stores objects of at most 1.5 MiB, and a review has at most two of them.
 const BODY_LIMIT: usize = 8 << 20;
@@ -15,6 +15,7 @@ const BODY_LIMIT: usize = 8 << 20;
 /// Answers the API server.
 pub(crate) struct Server {
     pub(crate) cluster: SharedCluster,
+    pub(crate) gpu_nodes: SharedGpuNodes,
     pub(crate) config: Arc<Config>,
     pub(crate) metrics: Metrics,
 }
@@ -30,7 +31,14 @@ impl Server {
             Ok(body) => body,
             Err(answer) => return *answer,
         };
-        let (review, outcome) = review(&body, &self.cluster.read(), &self.config);
+        let (review, outcome) = review(
+            &body,
+            View {
+                cluster: &self.cluster.read(),
+                gpu_nodes: &self.gpu_nodes.read(),
+                config: &self.config,
+            },
+        );
         self.metrics.reviewed(outcome, started.elapsed());
         json(&review)
     }

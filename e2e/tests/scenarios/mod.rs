@@ -5,6 +5,7 @@ mod containers;
 mod health;
 mod life;
 mod many;
+mod namespaces;
 mod placement;
 mod specs;
 mod two_plugins;
@@ -36,6 +37,12 @@ pub(crate) const SCENARIOS: &[(&str, Scenario)] = scenarios![
     admission::nonsense_is_refused_in_one_sentence,
     admission::while_the_webhook_is_away_pods_without_gpu_are_created_and_others_refused,
     admission::annotations_of_tessera_are_written_by_tessera_alone,
+    admission::only_the_scheduler_binds_with_a_claim,
+    admission::the_mode_of_a_running_pod_cannot_be_changed,
+    admission::pods_of_exempt_namespaces_are_left_alone,
+    admission::privileged_gpu_pods_run_where_the_admin_allows_them,
+    admission::pods_of_gpus_alone_are_left_to_other_gpu_nodes,
+    admission::no_annotation_and_no_ephemeral_container_opens_a_back_door,
     containers::each_container_has_exactly_its_devices,
     containers::an_init_container_alone_has_a_gpu,
     containers::an_init_container_has_another_size_than_the_application,

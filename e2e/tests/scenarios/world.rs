@@ -71,6 +71,10 @@ impl World {
         Api::default_namespaced(self.tessera.cluster.client())
     }
 
+    pub(crate) fn pods_in(&self, namespace: &str) -> Api<Pod> {
+        Api::namespaced(self.tessera.cluster.client(), namespace)
+    }
+
     pub(crate) async fn create(&self, pod: &Value) -> anyhow::Result<Pod> {
         let pod: Pod = serde_json::from_value(pod.clone())?;
         Ok(self.pods().create(&PostParams::default(), &pod).await?)
@@ -83,6 +87,12 @@ impl World {
 
     /// Waits until a pod runs, with all its containers ready.
     pub(crate) async fn runs(&self, name: &str) -> anyhow::Result<Pod> {
+        self.runs_in("default", name).await
+    }
+
+    /// The same in a namespace.
+    pub(crate) async fn runs_in(&self, namespace: &str, name: &str) -> anyhow::Result<Pod> {
+        let pods = self.pods_in(namespace);
         let ready = |pod: &Pod| {
             let conditions = pod
                 .status
@@ -92,7 +102,7 @@ impl World {
             conditions.any(|c| c.type_ == "Ready" && c.status == "True")
         };
         let result = until(&format!("pod {name} to run"), WAIT_TIMEOUT, async || {
-            self.pods().get(name).await.ok().filter(ready)
+            pods.get(name).await.ok().filter(ready)
         })
         .await;
         match result {
