@@ -3,7 +3,7 @@
 //! nvml-wrapper loads the library and wraps what it knows; the GPU instance calls go to the raw
 //! symbols, because the wrapper has none (and its `possible_placements` is always empty).
 //! Everything here blocks and belongs on the one thread that owns the library; only the wait for
-//! faults ([`fault_watch::FaultWatch`]) has a thread and a session of its own.
+//! faults (`fault_watch`) has a thread and a session of its own.
 #![allow(unsafe_code, reason = "NVML is a C library")]
 
 pub mod data;
