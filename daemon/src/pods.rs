@@ -107,11 +107,6 @@ pub fn name(pod: &Pod) -> PodName {
     PodName::new(pod.namespace().unwrap_or_default(), pod.name_any())
 }
 
-/// `namespace/name`.
-pub fn key(pod: &Pod) -> String {
-    name(pod).to_string()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -146,7 +141,7 @@ mod tests {
         );
         assert_eq!(request.containers[2].resources["nvidia.com/gpu"], "2");
         assert_eq!(request.containers[2].resources["x"], "1");
-        assert_eq!(key(&pod), "n/p");
+        assert_eq!(name(&pod).to_string(), "n/p");
         assert!(claim(&pod).is_none());
     }
 }

@@ -52,8 +52,8 @@ pub enum Policy {
     Spread,
 }
 
-/// What a pod asks for.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// What a pod asks for; by default nothing, of no preference.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Demand {
     /// The mode that the user insists on.
     pub mode: Option<VgpuMode>,

@@ -3,7 +3,7 @@
 use serde::Deserialize;
 
 use crate::{
-    demand::{ContainerDemand, ContainerKind, Demand, GpuSelector, Memory},
+    demand::{ContainerDemand, ContainerKind, Demand, Memory},
     gpu::{Gpu, Model, Offer},
     mode::VgpuMode,
     status::GpuNodeStatus,
@@ -106,7 +106,6 @@ pub fn rtx_pro_6000() -> Model {
 /// One device of at least so many MiB, in either mode.
 pub fn demand(mib: u64) -> Demand {
     Demand {
-        mode: None,
         containers: vec![ContainerDemand {
             name: "main".to_owned(),
             kind: ContainerKind::App,
@@ -114,11 +113,7 @@ pub fn demand(mib: u64) -> Demand {
             memory: Memory::Mib(mib),
             cores: 0,
         }],
-        gpus: GpuSelector::default(),
-        node_policy: None,
-        gpu_policy: None,
-        hint: None,
-        allow_larger: false,
+        ..Demand::default()
     }
 }
 

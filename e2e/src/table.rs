@@ -56,7 +56,7 @@ fn of_pod(pod: &Pod, gpus: &BTreeMap<String, Gpu>) -> Vec<Row> {
     }
     let status = pod.status.as_ref();
     let row = Row {
-        pod: pods::key(pod),
+        pod: pods::name(pod).to_string(),
         container: String::new(),
         mode: pod
             .annotations()

@@ -1,4 +1,5 @@
-//! The shape of the code: no import circle in any crate; `make sizes` prints how large files and functions are.
+//! The shape of the code: no import circle in any crate, and docs/design.md names tests that exist; `make sizes` prints
+//! how large files and functions are.
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 
@@ -229,6 +230,28 @@ fn a_circle_is_found() {
     let mut child = one_way;
     child[4].1 = "use super::f;";
     assert_eq!(crate_of(&child), ["c", "c::d"]);
+}
+
+/// docs/design.md, section 5, names the test of every promise.
+#[test]
+fn every_test_that_the_design_names_is_there() {
+    let texts = rust_files(root()).into_iter().map(fs::read_to_string);
+    let text: String = texts.map(Result::unwrap).collect();
+    let design = fs::read_to_string(root().join("docs/design.md")).unwrap();
+    let names = design
+        .split('`')
+        .filter(|word| word.matches('_').count() > 3);
+    let names: Vec<_> = names
+        .filter(|word| word.chars().all(|c| c == '_' || c.is_ascii_alphanumeric()))
+        .collect();
+    assert!(names.len() > 30, "{names:?}");
+    for name in names {
+        let is_there = text.contains(&format!("fn {name}("));
+        assert!(
+            is_there,
+            "docs/design.md names {name}, but no test is called so"
+        );
+    }
 }
 
 /// Lengths of functions, by name.

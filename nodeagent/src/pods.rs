@@ -102,7 +102,7 @@ fn claimed(pod: &Pod) -> Option<ClaimedPod> {
         Ok(claim) => claim,
         Err(error) => {
             tracing::warn!(
-                pod = pods::key(pod),
+                pod = %pods::name(pod),
                 error = &error as &dyn std::error::Error,
                 "Skipped a pod with a bad claim"
             );

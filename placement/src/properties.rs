@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use domain::{
     claim::{Claim, Slot},
     config::Config,
-    demand::{ContainerDemand, ContainerKind, Demand, GpuSelector, Memory},
+    demand::{ContainerDemand, ContainerKind, Demand, Memory},
     fixtures,
     gpu::{Model, Offer},
     mode::VgpuMode,
@@ -59,11 +59,7 @@ fn demand(kinds: impl Strategy<Value = ContainerKind>) -> impl Strategy<Value = 
         Demand {
             mode: Some(VgpuMode::Mig),
             containers,
-            gpus: GpuSelector::default(),
-            node_policy: None,
-            gpu_policy: None,
-            hint: None,
-            allow_larger: false,
+            ..Demand::default()
         }
     })
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use domain::{
     claim::{Claim, ClaimedDevice},
     config::Config,
-    demand::{ContainerDemand, Demand, GpuSelector, Memory},
+    demand::{ContainerDemand, Demand, Memory},
 };
 
 use crate::{
@@ -125,11 +125,7 @@ fn demand_of(claim: &Claim) -> Demand {
     Demand {
         mode: claim.mode(),
         containers,
-        gpus: GpuSelector::default(),
-        node_policy: None,
-        gpu_policy: None,
-        hint: None,
-        allow_larger: false,
+        ..Demand::default()
     }
 }
 

@@ -45,12 +45,15 @@ pub(crate) fn pod(uid: &str, containers: &[(&str, ContainerKind, Slot)]) -> Clai
         kind: *kind,
         devices: vec![ClaimedDevice::Mig(slot.clone())],
     });
+    claimed_pod(uid, containers.collect())
+}
+
+/// A pod that claims so, of which no container's status is known.
+pub(crate) fn claimed_pod(uid: &str, containers: Vec<ContainerClaim>) -> ClaimedPod {
     ClaimedPod {
         uid: uid.into(),
         name: PodName::new("n", uid),
-        claim: Claim {
-            containers: containers.collect(),
-        },
+        claim: Claim { containers },
         containers: BTreeMap::new(),
     }
 }

@@ -136,9 +136,10 @@ fn get_same_spec(containers: &[&ContainerClaim]) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use domain::claim::{Claim, Share, Slot};
+    use domain::claim::{Share, Slot};
 
     use super::*;
+    use crate::gpus::testing::claimed_pod;
 
     const INIT: ContainerKind = ContainerKind::Init;
     const APP: ContainerKind = ContainerKind::App;
@@ -165,14 +166,7 @@ mod tests {
                 kind: *kind,
                 devices: (*start..start + count).map(device).collect(),
             });
-        ClaimedPod {
-            uid: uid.into(),
-            name: PodName::new("n", uid),
-            claim: Claim {
-                containers: containers.collect(),
-            },
-            containers: BTreeMap::new(),
-        }
+        claimed_pod(uid, containers.collect())
     }
 
     fn holder(uid: &str, container: &str, list: &[&str]) -> IdHolder {

@@ -18,12 +18,7 @@ fn a_gpu_that_reported_a_fault_is_reset_when_it_is_idle_and_offered_again() {
         let gpus = world.provision("h100-80gb", 2, true);
         let agent = world.agent();
         let own = claim(&gpus[0], &offer("1g.10gb"), 6);
-        agent.nvml.set_pods(pods([("a", &own)]));
-        agent
-            .nvml
-            .ensure_devices("a", "main", TIMEOUT)
-            .await
-            .unwrap();
+        agent.devices_of("a", &own).await;
         let before = world.instances();
         // What comes before the agent listens is not reported.
         let listens = agent.event("GpuFault");
@@ -65,12 +60,7 @@ fn an_applications_fault_and_one_of_an_instance_leave_the_gpu_alone() {
         let gpus = world.provision("a100-80gb", 1, true);
         let agent = world.agent();
         let own = claim(&gpus[0], &offer("1g.10gb"), 6);
-        agent.nvml.set_pods(pods([("a", &own)]));
-        let devices = agent
-            .nvml
-            .ensure_devices("a", "main", TIMEOUT)
-            .await
-            .unwrap();
+        let devices = agent.devices_of("a", &own).await;
         let id = devices[0].gpu_instance;
         let event = agent.event("GpuFault");
         let event = agent.raise_until(&world, (31, Some(id)), event).await;
@@ -129,12 +119,7 @@ fn a_lost_gpu_leaves_the_others_alone_and_is_healthy_when_it_answers() {
             assert!(event.message.contains("GPU is lost"), "{event:?}");
         }
         let own = claim(&gpus[1], &offer("2g.20gb"), 0);
-        agent.nvml.set_pods(pods([("a", &own)]));
-        agent
-            .nvml
-            .ensure_devices("a", "main", TIMEOUT)
-            .await
-            .unwrap();
+        agent.devices_of("a", &own).await;
         // A pod that is bound to the lost GPU gets an Event, and is failed if that goes on.
         let other = claim(&gpus[0], &offer("2g.20gb"), 0);
         agent.nvml.set_pods(pods([("a", &own), ("b", &other)]));
@@ -155,12 +140,7 @@ fn a_lost_gpu_leaves_the_others_alone_and_is_healthy_when_it_answers() {
         let agent = world.agent();
         let surveyed = agent.until("surveyed", Inventory::is_surveyed).await;
         assert!(surveyed.nvml_failure.is_some());
-        agent.nvml.set_pods(pods([("a", &own)]));
-        agent
-            .nvml
-            .ensure_devices("a", "main", TIMEOUT)
-            .await
-            .unwrap();
+        agent.devices_of("a", &own).await;
     });
 }
 

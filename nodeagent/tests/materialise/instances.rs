@@ -57,12 +57,7 @@ fn processes_of_a_pod_that_is_gone_keep_its_instance_also_over_a_restart() {
         let gpus = world.provision("a100-80gb", 1, true);
         let agent = world.agent();
         let own = claim(&gpus[0], &offer("1g.10gb"), 6);
-        agent.nvml.set_pods(pods([("a", &own)]));
-        agent
-            .nvml
-            .ensure_devices("a", "main", TIMEOUT)
-            .await
-            .unwrap();
+        agent.devices_of("a", &own).await;
         let mut process = world.start_process(0, true);
         let before = world.instances();
         let lingers = |inventory: &Inventory| {
@@ -98,12 +93,7 @@ fn an_instance_that_another_tool_replaced_is_not_destroyed() {
         let gpus = world.provision("a100-80gb", 1, true);
         let agent = world.agent();
         let own = claim(&gpus[0], &offer("3g.40gb"), 0);
-        agent.nvml.set_pods(pods([("a", &own)]));
-        let devices = agent
-            .nvml
-            .ensure_devices("a", "main", TIMEOUT)
-            .await
-            .unwrap();
+        let devices = agent.devices_of("a", &own).await;
         // At the same place and id and with the same UUID, but another profile.
         let (id, other) = (devices[0].gpu_instance, offer("4g.40gb"));
         let replaced = world.store().with(|state| {

@@ -104,11 +104,6 @@ fn a_gpu_without_mig_works_on_in_shares_on_a_mig_node() {
         assert!(plain.surveyed.model.offers.is_empty());
         assert_eq!(inventory.state.changing_to(&gpus[1]), None);
         let own = claim(&gpus[0], &offer("1g.10gb"), 6);
-        agent.nvml.set_pods(pods([("a", &own)]));
-        agent
-            .nvml
-            .ensure_devices("a", "main", TIMEOUT)
-            .await
-            .unwrap();
+        agent.devices_of("a", &own).await;
     });
 }

@@ -9,9 +9,14 @@ use std::{
     time::Duration,
 };
 
-use domain::{config::FilterDevices, gpu::Offer, mode::NodeMode};
+use domain::{claim::Claim, config::FilterDevices, gpu::Offer, mode::NodeMode};
 use nodeagent::{
-    gpus::{event::AgentEvent, inventory::Inventory, modes::WantedModes, state::GpuState},
+    gpus::{
+        event::AgentEvent,
+        inventory::{Inventory, LiveDevice},
+        modes::WantedModes,
+        state::GpuState,
+    },
     materialise::{settings::Settings, thread::NvmlThread},
     metrics::Metrics,
 };
@@ -176,6 +181,13 @@ impl Agent {
             }
         });
         Self { nvml, events }
+    }
+
+    /// Makes a pod with this claim the node's only one. Returns the devices of its container, once they are there.
+    pub(crate) async fn devices_of(&self, uid: &str, claim: &Claim) -> Vec<LiveDevice> {
+        self.nvml.set_pods(pods([(uid, claim)]));
+        let devices = self.nvml.ensure_devices(uid, "main", TIMEOUT).await;
+        devices.unwrap()
     }
 
     /// Waits for a state of the inventory.

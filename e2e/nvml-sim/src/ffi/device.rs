@@ -11,7 +11,10 @@ use super::{
     handle::{GPU, Handle, MIG},
     out::{put, put_text},
 };
-use crate::code::{ARGUMENT_VERSION_MISMATCH, Code, INVALID_ARGUMENT, NOT_FOUND, UNKNOWN};
+use crate::{
+    code::{ARGUMENT_VERSION_MISMATCH, Code, INVALID_ARGUMENT, NOT_FOUND, UNKNOWN},
+    state::State,
+};
 
 /// `NVML_STRUCT_VERSION(Memory, 2)`.
 #[allow(
@@ -135,20 +138,27 @@ device!(nvmlDeviceGetPciInfo_v3, &[GPU], (out: *mut nvmlPciInfo_t), |handle, _st
     put(out, pci)
 });
 
-device!(nvmlDeviceGetMemoryInfo, &[GPU, MIG], (out: *mut nvmlMemory_t), |handle, _store, state| {
-    let gpu = handle.gpu(state)?;
+/// Memory of a GPU or a MIG device, in bytes.
+fn memory(handle: Handle, state: &State) -> Result<u64, Code> {
+    let model = handle.gpu(state)?.model();
     let mib = if handle.kind == MIG {
         let (instance, _) = handle.compute(state)?;
-        gpu.model().by_id(instance.profile_id).map_or(0, |profile| profile.memory_mib)
+        model
+            .by_id(instance.profile_id)
+            .map_or(0, |profile| profile.memory_mib)
     } else {
-        gpu.model().memory_mib
+        model.memory_mib
     };
-    let total = mib << 20;
+    Ok(mib << 20)
+}
+
+device!(nvmlDeviceGetMemoryInfo, &[GPU, MIG], (out: *mut nvmlMemory_t), |handle, _store, state| {
+    let total = memory(handle, state)?;
     put(out, nvmlMemory_t { total, free: total, used: 0 })
 });
 
 device!(nvmlDeviceGetMemoryInfo_v2, &[GPU, MIG], (out: *mut nvmlMemory_v2_t), |handle, _store, state| {
-    let gpu = handle.gpu(state)?;
+    handle.gpu(state)?;
     if out.is_null() {
         return Err(INVALID_ARGUMENT);
     }
@@ -156,13 +166,7 @@ device!(nvmlDeviceGetMemoryInfo_v2, &[GPU, MIG], (out: *mut nvmlMemory_v2_t), |h
     if unsafe { (*out).version } != MEMORY_V2 {
         return Err(ARGUMENT_VERSION_MISMATCH);
     }
-    let mib = if handle.kind == MIG {
-        let (instance, _) = handle.compute(state)?;
-        gpu.model().by_id(instance.profile_id).map_or(0, |profile| profile.memory_mib)
-    } else {
-        gpu.model().memory_mib
-    };
-    let total = mib << 20;
+    let total = memory(handle, state)?;
     put(out, nvmlMemory_v2_t { version: MEMORY_V2, total, reserved: 0, free: total, used: 0 })
 });
 

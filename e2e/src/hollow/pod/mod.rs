@@ -35,7 +35,7 @@ pub(super) async fn admit(
     let mut running = containers.iter().filter(|(_, c)| c.state.is_running());
     if running.any(|(name, _)| !exists(name)) {
         tracing::info!(
-            pod = pods::key(&pod),
+            pod = %pods::name(&pod),
             "The node was rebooted: the containers of the pod are gone"
         );
         after_reboot(&pod, &mut containers);

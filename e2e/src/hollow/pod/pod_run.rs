@@ -32,7 +32,7 @@ pub(super) struct PodRun {
 
 impl PodRun {
     pub(super) fn key(&self) -> String {
-        pods::key(&self.pod)
+        pods::name(&self.pod).to_string()
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Container>> {
