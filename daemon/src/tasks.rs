@@ -94,9 +94,11 @@ impl Tasks {
 }
 
 /// Runs a watch or loop until the token fires; an end before that is an error.
-pub async fn until(token: CancellationToken, work: impl Future<Output = ()>) -> anyhow::Result<()> {
+async fn until(token: CancellationToken, work: impl Future<Output = ()>) -> anyhow::Result<()> {
     match token.run_until_cancelled(work).await {
         None => Ok(()),
+        // What it worked on ended with the token, and was noticed first.
+        Some(()) if token.is_cancelled() => Ok(()),
         Some(()) => bail!("it ended by itself"),
     }
 }
@@ -125,7 +127,9 @@ mod tests {
         let token = CancellationToken::new();
         let mut tasks = Tasks::new(token.clone());
         tasks.spawn_loop("steady", std::future::pending());
-        token.cancel();
+        // As a loop does that sees its channel closed in the poll in which the token fires.
+        let shutdown = token.clone();
+        tasks.spawn_loop("ends with the token", async move { shutdown.cancel() });
         tasks.run().await.unwrap();
     }
 }
